@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feature assembly: mix a window of decoder points by given kernels."""
+
+from torch import Tensor
+
+from . import reference
+from .autocast import autocast_inputs
+
+
+@autocast_inputs
+def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1) -> Tensor:
+    """Weighted sum of the window of features around each output position: the reassembly of CARAFE, FADE and A2U.
+
+    Args:
+        feature: ``(N, C, h, w)``, floating point.
+        kernels: ``(N, groups * K*K, H, W)``, used as given (normalise them first), group by group, each window
+            row-major; dtype and device of ``feature``. ``H`` and ``W`` are the output's size.
+        kernel_size: Window side ``K`` in positions of the feature, odd, 1 to 15.
+        groups: Groups of neighbouring channels with a kernel each; divides ``C``.
+
+    Returns:
+        ``(N, C, H, W)``; what a window reaches outside the map counts as 0.
+
+    Raises:
+        TypeError: If an input is no floating-point tensor or the dtypes differ.
+        ValueError: If ranks, batch sizes, channel counts or devices do not fit, or an option is out of range.
+    """
+    return reference.feature_assembly(feature, kernels, kernel_size, groups)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the compiled operators, once, and says why where it cannot."""
+
+import importlib.util
+
+import torch
+
+
+def _load() -> str | None:
+    """Load the library; return why it is not there, or None."""
+    spec = importlib.util.find_spec('sapa_mm._C')
+    if spec is None:
+        return 'the package was installed without its compiled operators'
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:  # built for another torch, or a missing shared library
+        return f'{spec.origin} cannot be loaded: {error}'
+    return None
+
+
+#: Why the reference runs instead of the compiled operators; None where they are loaded.
+unavailable_reason = _load()
+
+
+def backend() -> str:
+    """Which implementation serves the operators: ``'native'`` (compiled) or ``'reference'`` (plain torch)."""
+    return 'reference' if unavailable_reason else 'native'

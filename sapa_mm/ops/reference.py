@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators in plain torch: slow, short, differentiable twice, on any device.
+
+All maps are NCHW. A position ``(y, x)`` of the ``(H, W)`` map belongs to the cell
+``(floor(y * h / H), floor(x * w / W))`` of the ``(h, w)`` map, and its window is the ``K x K`` neighbourhood of that
+cell, row-major, top-left first. What lies outside the map is a zero vector: its score is 0 and takes part in the
+normalisation, its value is 0.
+
+Queries of one cell share their window. They are therefore gathered by cell into ``(h * rows, w * columns)`` slots, as
+many as the fullest cell needs, multiplied with the unfolded window of the cell, and put back in their places. For an
+exact ratio both moves are the identity.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_feature_assembly, check_point_affiliation, check_scores
+
+#: Added to the sum of the weights by the normalisations that can reach zero. The ablation that uses them published none.
+EPS = 1e-6
+
+
+def cell_of(size: int, cells: int, device=None) -> Tensor:
+    """Cell of every position along one axis: ``floor(position * cells / size)``, ``(size,)`` int64."""
+    return torch.arange(size, device=device) * cells // size
+
+
+class _Axis:
+    """Slots of one axis: position ``p`` is the ``p - first(cell)``-th of its cell."""
+
+    def __init__(self, size: int, cells: int, device):
+        cell = cell_of(size, cells, device)
+        # The first position of cell c is the least p with p * cells >= c * size.
+        first = -(-torch.arange(cells, device=device) * size // cells)
+        self.slots = -(-size // cells)
+        self.exact = size == cells * self.slots
+        # A cell with fewer positions than slots repeats others; `position_to_slot` never reads those slots.
+        self.slot_to_position = (first[:, None] + torch.arange(self.slots, device=device)).clamp_(max=size - 1).flatten()
+        self.position_to_slot = cell * self.slots + torch.arange(size, device=device) - first[cell]
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        return x if self.exact else x.index_select(dim, self.slot_to_position)
+
+    def scatter(self, x: Tensor, dim: int) -> Tensor:
+        return x if self.exact else x.index_select(dim, self.position_to_slot)
+
+
+class _Cells:
+    """Moves ``(N, C, H, W)`` maps to ``(N, C, h, w, slots)`` and back."""
+
+    def __init__(self, size: tuple[int, int], cells: tuple[int, int], device):
+        self.cells = cells
+        self.rows, self.columns = (_Axis(s, c, device) for s, c in zip(size, cells))
+
+    def group(self, x: Tensor) -> Tensor:
+        x = self.columns.gather(self.rows.gather(x, 2), 3)
+        x = x.unflatten(3, (self.cells[1], self.columns.slots)).unflatten(2, (self.cells[0], self.rows.slots))
+        return x.transpose(3, 4).flatten(4)
+
+    def ungroup(self, x: Tensor) -> Tensor:
+        x = x.unflatten(4, (self.rows.slots, self.columns.slots)).transpose(3, 4).flatten(4).flatten(2, 3)
+        return self.columns.scatter(self.rows.scatter(x, 2), 3)
+
+
+def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat every position of ``(N, C, h, w)`` over the positions of its cell: ``(N, C, H, W)``.
+
+    Unlike ``F.interpolate(mode='nearest')``, whose index goes through a float32 ratio, the cell is exact for any size.
+    """
+    rows, columns = (cell_of(s, c, x.device) for s, c in zip(size, x.shape[2:]))
+    return x.index_select(2, rows).index_select(3, columns)
+
+
+def _unfold(x: Tensor, kernel_size: int) -> Tensor:
+    """Windows of a map, zeros outside: ``(N, C, h, w)`` -> ``(N, C, K*K, h, w)``."""
+    radius = kernel_size // 2
+    x = F.pad(x, (radius,) * 4).unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
+    return x.flatten(4).movedim(4, 2)
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _empty(x: Tensor, *inputs: Tensor) -> Tensor:
+    """Give an empty result the (zero) gradients of its inputs."""
+    return x + sum(t.sum() for t in inputs) * 0
+
+
+def normalize(scores: Tensor, normalization: str, dim: int = 1) -> Tensor:
+    """``h(score) / sum h(score)`` along ``dim``; :data:`EPS` joins the sum unless ``h`` is the exponential."""
+    if normalization == 'softmax':
+        return scores.softmax(dim)
+    weights = {'relu': F.relu, 'sigmoid': torch.sigmoid, 'softplus': F.softplus}[normalization](scores)
+    return weights / (weights.sum(dim, keepdim=True) + EPS)
+
+
+def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
+    """Inner products of every query with its window of keys, before normalisation. See :mod:`sapa_mm.ops`."""
+    check_scores(query, key, kernel_size)
+    dtype = _accumulation_dtype(query.dtype)
+    if query.numel() == 0 or key.numel() == 0:
+        shape = (query.shape[0], kernel_size**2, *query.shape[2:])
+        return _empty(query.new_zeros(shape), query, key)
+    cells = _Cells(query.shape[2:], key.shape[2:], query.device)
+    scores = torch.einsum(
+        'ndhwq,ndkhw->nkhwq', cells.group(query.to(dtype)), _unfold(key.to(dtype), kernel_size)
+    )
+    return cells.ungroup(scores).to(query.dtype)
+
+
+def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normalization: str = 'softmax') -> Tensor:
+    """The kernels that :func:`point_affiliation` mixes with. See :mod:`sapa_mm.ops`."""
+    check_scores(query, key, kernel_size, normalization)
+    dtype = _accumulation_dtype(query.dtype)
+    scores = affiliation_scores(query.to(dtype), key.to(dtype), kernel_size)
+    return normalize(scores, normalization).to(query.dtype)
+
+
+def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1) -> Tensor:
+    """Weighted sum of a window of features, kernels as given. See :mod:`sapa_mm.ops`."""
+    check_feature_assembly(feature, kernels, kernel_size, groups)
+    dtype = _accumulation_dtype(feature.dtype)
+    size = kernels.shape[2:]
+    if feature.numel() == 0 or kernels.numel() == 0:
+        return _empty(feature.new_zeros((*feature.shape[:2], *size)), feature, kernels)
+    cells = _Cells(size, feature.shape[2:], feature.device)
+    weights = cells.group(kernels.to(dtype)).unflatten(1, (groups, kernel_size**2))
+    windows = _unfold(feature.to(dtype), kernel_size).unflatten(1, (groups, -1))
+    assembled = torch.einsum('ngkhwq,ngckhw->ngchwq', weights, windows).flatten(1, 2)
+    return cells.ungroup(assembled).to(feature.dtype)
+
+
+def point_affiliation(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int = 5, normalization: str = 'softmax'
+) -> Tensor:
+    """SAPA upsampling: :func:`affiliation_kernels`, then :func:`feature_assembly`. See :mod:`sapa_mm.ops`."""
+    check_point_affiliation(query, key, value, kernel_size, normalization)
+    dtype = _accumulation_dtype(query.dtype)
+    kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization)
+    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype)
