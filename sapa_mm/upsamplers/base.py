@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all upsamplers share, and how necks and heads build them."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ..registry import MODELS
+
+
+class BaseUpsampler(BaseModule):
+    """A module that gives a low-resolution feature the size of a high-resolution guide.
+
+    A subclass sets :attr:`needs_guide`, implements :meth:`forward`, and initialises its own parameters in
+    :meth:`reset_parameters`, which it calls at the end of its constructor.
+
+    Args:
+        in_channels (int): Channels of the feature, positive.
+        guide_channels (int, optional): Channels of the guide. Defaults to ``in_channels``.
+        out_channels (int, optional): Channels of the result. Defaults to ``in_channels``.
+        init_cfg (dict or list[dict], optional): Initialisation of mmengine, applied after the upsampler's own.
+
+    Raises:
+        ValueError: If a channel count is not a positive integer.
+    """
+
+    #: Whether the values of the guide are used, not only its size.
+    needs_guide = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        guide_channels: int | None = None,
+        out_channels: int | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.in_channels = in_channels
+        self.guide_channels = in_channels if guide_channels is None else guide_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        for name in ('in_channels', 'guide_channels', 'out_channels'):
+            require_positive_int(name, getattr(self, name))
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters as published; nothing to do where there are none."""
+
+    def init_weights(self) -> None:
+        """Initialise again, own rules first, then ``init_cfg``.
+
+        A neck or head that runs its ``init_cfg`` over all its convolutions, the upsampler's among them, calls this
+        afterwards, so the published initialisation stays.
+        """
+        self.reset_parameters()
+        super().init_weights()
+
+    def check_inputs(self, feature: Tensor, guide: Tensor) -> None:
+        """Raise :class:`ValueError` unless both are NCHW maps with the channels that the module was built for."""
+        for name, x, channels in (
+            ('feature', feature, self.in_channels),
+            ('guide', guide, self.guide_channels if self.needs_guide else None),
+        ):
+            if x.dim() != 4:
+                raise ValueError(f'{name} must have 4 dimensions (N, C, H, W), got {x.dim()}: {tuple(x.shape)}')
+            if channels is not None and x.shape[1] != channels:
+                raise ValueError(
+                    f'{type(self).__name__} was built for a {name} of {channels} channels, got {x.shape[1]}'
+                )
+        if feature.shape[0] != guide.shape[0]:
+            raise ValueError(
+                f'feature and guide must have one batch size, got {feature.shape[0]} and {guide.shape[0]}'
+            )
+
+    def forward(self, feature: Tensor, guide: Tensor) -> Tensor:
+        """Upsample.
+
+        Args:
+            feature: ``(N, in_channels, h, w)``.
+            guide: ``(N, guide_channels, H, W)``, any size.
+
+        Returns:
+            ``(N, out_channels, H, W)``.
+        """
+        raise NotImplementedError(f'{type(self).__name__} must implement forward(feature, guide)')
+
+
+def require_positive_int(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be a positive integer, got {value!r}')
+
+
+def require_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got {value!r}')
+
+
+def build_upsampler(cfg: Mapping, in_channels: int, guide_channels: int) -> BaseUpsampler:
+    """Build an upsampler from its config, with the channel counts of the place where it stands.
+
+    Args:
+        cfg (dict): ``type`` and options of a registered upsampler; its own channel counts, if any, must agree.
+        in_channels (int): Channels of the feature there.
+        guide_channels (int): Channels of the guide there.
+
+    Returns:
+        BaseUpsampler: The module.
+
+    Raises:
+        TypeError: If ``cfg`` is no mapping with a ``type``, or has an option that the upsampler does not know.
+        ValueError: If an option is out of range, or the result would not have ``in_channels`` channels.
+    """
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        raise TypeError(f"upsample_cfg must be a dict with a 'type', such as dict(type='sapa_mm.SAPA'), got {cfg!r}")
+    kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if kind is None:
+        raise TypeError(f"upsample_cfg: type {cfg['type']!r} is not registered; did you mean 'sapa_mm.SAPA'?")
+    known = [name for name in inspect.signature(kind).parameters if name != 'self']
+    for name in cfg:
+        if name not in ('type', '_scope_') and name not in known:  # mmengine marks inherited dicts with `_scope_`
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean {close[0]!r}?' if close else ''
+            raise TypeError(f'upsample_cfg: {kind.__name__} has no option {name!r}{hint} It has {sorted(known)}')
+    upsampler = MODELS.build({'in_channels': in_channels, 'guide_channels': guide_channels, **cfg})
+    for name, here in (
+        ('in_channels', in_channels), ('guide_channels', guide_channels), ('out_channels', in_channels)
+    ):
+        if getattr(upsampler, name) != here:
+            raise ValueError(f'upsample_cfg: {name} must be {here} here, got {getattr(upsampler, name)}')
+    return upsampler
