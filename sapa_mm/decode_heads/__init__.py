@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode heads of mmseg that upsample with a guide."""
+
+from ..registry import MODELS, import_or_explain
+
+GuidedSegformerHead = import_or_explain('.guided_segformer_head', 'GuidedSegformerHead', 'mmseg', MODELS, __name__)
+
+__all__ = ['GuidedSegformerHead']
