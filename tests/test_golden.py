@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs and gradients of the published implementations, read from the folder that SAPA_MM_GOLDEN names.
+
+A case gives an operator, its published arguments, inputs, parameters and a cotangent. Its `operator` picks the function
+below that builds the same thing here; parameters come in by `load_state_dict`, so every case tests the key maps too.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sapa_mm.ops import affiliation_kernels, feature_assembly
+from sapa_mm.ops.reference import affiliation_scores
+from sapa_mm.upsamplers import SAPA
+
+FOLDER = Path(os.environ.get('SAPA_MM_GOLDEN', Path(__file__).parents[2] / 'shared' / 'golden' / 'dev'))
+CASES = json.loads((FOLDER / 'index.json').read_text())['cases'] if (FOLDER / 'index.json').is_file() else []
+# Of the largest value: of the array in float64; in float32 of the outputs, or of the gradients of the case. There some
+# gradients are the small rest of terms that cancel (the bias of the keys acts at the border only), for which the
+# published code itself is off by up to 3.3e-5 of the array's largest value.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+SAPA_ARGUMENTS = dict(
+    dim_y='guide_channels', dim_x='in_channels', out_dim='out_channels', up_kernel_size='kernel_size',
+    embedding_dim='embed_dims', qkv_bias='bias', v_embed='embed_value',
+)  # fmt: skip
+
+
+def sapa_arguments(published, similarity, norm, embedding_dim):
+    published.pop('up_factor', None)  # the guide's size says it
+    published.setdefault('dim_x', published['dim_y'])
+    published.setdefault('embedding_dim', embedding_dim)
+    return dict({SAPA_ARGUMENTS[k]: v for k, v in published.items()}, similarity=similarity, norm=norm)
+
+
+def call_guided(module, inputs):
+    return module(inputs['x'], inputs['y'])
+
+
+def call_levels(module, inputs):
+    return module([inputs[name] for name in ('c1', 'c2', 'c3', 'c4')])
+
+
+def nhwc(function):
+    def call(_, inputs, kernel_size):
+        moved = {name: x.movedim(-1, 1) for name, x in inputs.items()}
+        return function(moved, kernel_size).movedim(1, -1)
+
+    return call
+
+
+def scores(inputs, kernel_size):
+    return affiliation_scores(inputs['q'], inputs['k'], kernel_size)
+
+
+def assembly(inputs, kernel_size):
+    return feature_assembly(inputs['v'], inputs['attn'], kernel_size)
+
+
+def raw_op(call):
+    def build(case):
+        kernel_size = case['kwargs']['kernel_size']
+        return None, lambda module, inputs: call(module, inputs, kernel_size)
+
+    return build
+
+
+def build_sapa(similarity, norm='layer', embedding_dim=64):
+    def build(case):
+        kwargs = dict(case['kwargs'])
+        kwargs.pop('q_mode', None)
+        case_norm = norm if kwargs.pop('norm', True) else None
+        return SAPA(**sapa_arguments(kwargs, similarity, case_norm, embedding_dim)), call_guided
+
+    return build
+
+
+def build_sapa_inner(case):
+    norm = {'none': None, 'layernorm': 'layer'}[case['kwargs']['norm']]
+    channels = case['shapes']['in:x'][1]
+    return SAPA(channels, similarity='inner', norm=norm, kernel_size=case['kwargs']['up_kernel_size']), call_guided
+
+
+def build_segformer(case):
+    pytest.importorskip('mmseg')
+    from sapa_mm.decode_heads import GuidedSegformerHead
+
+    kwargs = case['kwargs']
+    upsample_cfg = None
+    if kwargs.get('upsample_mode') != 'bilinear':
+        if 'SAPAExp' not in kwargs.get('upsampler', ''):
+            pytest.skip(f"not built yet: upsampler {kwargs['upsample_mode']}")
+        upsample_cfg = dict(
+            type='sapa_mm.SAPA',
+            similarity='gated',
+            # SAPAExp(16, q_mode='gate', embedding_dim=8): read the width off the parameters
+            embed_dims=case['shapes']['param:upsamplers.0.k.weight'][0],
+        )
+    head = GuidedSegformerHead(
+        in_channels=kwargs['in_channels'],
+        in_index=[0, 1, 2, 3],
+        channels=kwargs['embed_dim'],
+        num_classes=kwargs['num_classes'],
+        norm_cfg=dict(type='BN'),
+        published_form=True,
+        upsample_cfg=upsample_cfg,
+        dropout_ratio=0.1,
+    )
+    return head, call_levels
+
+
+def build_fpn(case):
+    pytest.importorskip('mmseg')
+    from sapa_mm.necks import GuidedFPN
+
+    kwargs = dict(case['kwargs'])
+    published = dict(kwargs.pop('upsample_cfg'))
+    if published.pop('type') != 'sapa':
+        pytest.skip(f"not built yet: upsampler {case['kwargs']['upsample_cfg']['type']}")
+    published.pop('guided')
+    options = {SAPA_ARGUMENTS[k]: v for k, v in published.items()}
+    upsample_cfg = dict(type='sapa_mm.SAPA', similarity='bilinear', norm='group', **options)
+    return GuidedFPN(upsample_cfg=upsample_cfg, **kwargs), call_levels
+
+
+BUILDERS = {
+    'sapa.sim': raw_op(nhwc(scores)),
+    'sapa.atn': raw_op(nhwc(assembly)),
+    'sapa.qk (NCHW)': raw_op(lambda _, inputs, kernel_size: scores(inputs, kernel_size)),
+    'sapa.av (NCHW)': raw_op(lambda _, inputs, kernel_size: assembly(inputs, kernel_size)),
+    'SAPA-B': build_sapa('bilinear'),
+    'SAPAExp (encoder_only)': build_sapa('bilinear'),
+    'SAPAExp (cat)': build_sapa('plain'),
+    'SAPAExp (gate)': build_sapa('gated'),
+    'SAPA-I': build_sapa_inner,
+    'SAPA-B (extension repo, GroupNorm)': build_sapa('bilinear', norm='group', embedding_dim=32),
+    'SegFormer head wiring': build_segformer,
+    'FPN wiring': build_fpn,
+}
+
+
+def load(case):
+    with np.load(FOLDER / case['file']) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def with_prefix(arrays, prefix, dtype=None):
+    return {
+        name[len(prefix) :]: x.to(dtype) if x.is_floating_point() else x
+        for name, x in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def largest(arrays):
+    return max((float(x.detach().abs().max()) for x in arrays), default=0.0)
+
+
+def assert_close(actual, expected, dtype, what, scale=None):
+    assert actual is not None, f'{what}: no value'
+    assert actual.shape == expected.shape, what
+    if scale is None or dtype == torch.float64:
+        scale = largest([expected])
+    error = largest([actual.double() - expected.double()]) / max(scale, 1e-30)
+    assert error <= TOLERANCE[dtype], f'{what}: off by {error:.2e} of the largest value'
+
+
+def parameter_grads_in_our_layout(module, published):
+    """The published gradients, moved by the key map that moves the parameters."""
+    moved = dict(published)
+    for prefix, child in module.named_modules():
+        if hasattr(child, '_from_published_layout'):
+            child._from_published_layout(moved, f'{prefix}.' if prefix else '')
+    return moved
+
+
+@pytest.mark.skipif(not CASES, reason=f'no golden vectors in {FOLDER} (SAPA_MM_GOLDEN names another folder)')
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=['float64', 'float32'])
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case['name'])
+def test_golden(case, dtype):
+    if case['operator'] not in BUILDERS:
+        pytest.skip(f'not built yet: {case["operator"]}')
+    arrays = load(case)
+    module, call = BUILDERS[case['operator']](case)
+    if module is not None:
+        module.load_state_dict(
+            {**with_prefix(arrays, 'param:', dtype), **with_prefix(arrays, 'buffer:', dtype)}, strict=True
+        )
+        module.to(dtype).train(case['training_mode'])
+    inputs = {name: x.requires_grad_() for name, x in with_prefix(arrays, 'in:', dtype).items()}
+
+    outputs = call(module, inputs)
+    outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+    names = [name for name in arrays if name == 'out' or name.startswith('out:')]
+    assert len(outputs) == len(names)
+    loss = 0
+    for name, out in zip(names, outputs):
+        assert_close(out.detach(), arrays[name], dtype, name)
+        loss = loss + (out * arrays[name.replace('out', 'proj', 1)].to(dtype)).sum()
+    loss.backward()
+
+    scale = largest(x for name, x in arrays.items() if name.startswith('grad'))
+    for name, expected in with_prefix(arrays, 'grad:').items():
+        assert_close(inputs[name].grad, expected, dtype, f'grad:{name}', scale)
+    expected_grads = with_prefix(arrays, 'grad_param:')
+    if expected_grads:
+        ours = dict(module.named_parameters())
+        expected_grads = parameter_grads_in_our_layout(module, expected_grads)
+        assert expected_grads.keys() == ours.keys()
+        for name, expected in expected_grads.items():
+            assert_close(ours[name].grad, expected, dtype, f'grad_param:{name}', scale)
+
+
+@pytest.mark.skipif(not CASES, reason='no golden vectors')
+def test_kernels_are_those_that_mix():
+    """`affiliation_kernels`, the function to look at, is the one inside: kernels assembled by hand give the output."""
+    case = next(case for case in CASES if case['operator'] == 'SAPA-B')
+    arrays = load(case)
+    module, _ = BUILDERS['SAPA-B'](case)
+    module.load_state_dict(with_prefix(arrays, 'param:', torch.float64))
+    module.double()
+    feature, guide = arrays['in:x'], arrays['in:y']
+    kernels = module.kernels(feature, guide)
+    query, key, _ = module.embed(feature, guide)
+    assert torch.equal(kernels, affiliation_kernels(query, key, module.kernel_size))
+    windows = F.unfold(feature, module.kernel_size, padding=module.kernel_size // 2)
+    windows = windows.unflatten(1, (feature.shape[1], -1)).unflatten(3, feature.shape[2:])
+    ratio = guide.shape[2] // feature.shape[2]
+    windows = windows.repeat_interleave(ratio, 3).repeat_interleave(ratio, 4)
+    assert_close((windows * kernels[:, None]).sum(2), arrays['out'], torch.float64, 'out')
