@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature assembly: mix a window of decoder points by given kernels."""
 
+import torch
 from torch import Tensor
 
 from . import reference
 from .autocast import autocast_inputs
+from .checks import check_feature_assembly
+from .library import is_loaded, runs_native
 
 
 @autocast_inputs
@@ -25,4 +28,39 @@ def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups:
         TypeError: If an input is no floating-point tensor or the dtypes differ.
         ValueError: If ranks, batch sizes, channel counts or devices do not fit, or an option is out of range.
     """
-    return reference.feature_assembly(feature, kernels, kernel_size, groups)
+    if not runs_native(feature):
+        return reference.feature_assembly(feature, kernels, kernel_size, groups)
+    check_feature_assembly(feature, kernels, kernel_size, groups)
+    return torch.ops.sapa_mm.feature_assembly(feature, kernels, kernel_size, groups)
+
+
+def _register() -> None:
+    from .registration import memory_format, no_double_backward, register_fake
+
+    @register_fake('sapa_mm::feature_assembly')
+    def _(feature, kernels, kernel_size, groups):
+        output = feature.new_empty((*feature.shape[:2], *kernels.shape[2:]))
+        return output.to(memory_format=memory_format(feature))
+
+    @register_fake('sapa_mm::_feature_assembly_backward')
+    def _(grad, feature, kernels, kernel_size, groups, needs_grad):
+        return tuple(
+            torch.empty_like(x, memory_format=memory_format(x)) if needed else x.new_empty(0)
+            for x, needed in zip((feature, kernels), needs_grad)
+        )
+
+    def save(ctx, inputs, output):
+        feature, kernels, *ctx.options = inputs
+        ctx.save_for_backward(feature, kernels)
+
+    def backward(ctx, grad):
+        needs_grad = ctx.needs_input_grad[:2]
+        grads = torch.ops.sapa_mm._feature_assembly_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
+        return (*(g if needed else None for g, needed in zip(grads, needs_grad)), None, None)
+
+    torch.library.register_autograd('sapa_mm::feature_assembly', backward, setup_context=save)
+    no_double_backward('_feature_assembly_backward')
+
+
+if is_loaded():
+    _register()

@@ -8,6 +8,8 @@ import torch
 
 def _load() -> str | None:
     """Load the library; return why it is not there, or None."""
+    if not hasattr(torch.library, 'register_autograd'):
+        return f'the compiled operators need torch 2.4 or newer, this is {torch.__version__}'
     spec = importlib.util.find_spec('sapa_mm._C')
     if spec is None:
         return 'the package was installed without its compiled operators'
@@ -20,6 +22,16 @@ def _load() -> str | None:
 
 #: Why the reference runs instead of the compiled operators; None where they are loaded.
 unavailable_reason = _load()
+
+
+def is_loaded() -> bool:
+    """Whether the compiled operators are there."""
+    return unavailable_reason is None
+
+
+def runs_native(x: torch.Tensor) -> bool:
+    """Whether the compiled operators serve tensors like ``x``; the reference serves all other devices."""
+    return is_loaded() and isinstance(x, torch.Tensor) and x.device.type == 'cpu'
 
 
 def backend() -> str:

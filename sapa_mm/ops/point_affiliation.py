@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point affiliation: mix a window of decoder points by their similarity to an encoder point."""
 
+import torch
 from torch import Tensor
 
 from . import reference
 from .autocast import autocast_inputs
+from .checks import NORMALIZATIONS, check_point_affiliation
+from .library import is_loaded, runs_native
 
 
 @autocast_inputs
@@ -37,7 +40,11 @@ def point_affiliation(
 
     Source: eq. (3) of https://arxiv.org/abs/2209.12866, stated there for ``H = 2h``.
     """
-    return reference.point_affiliation(query, key, value, kernel_size, normalization)
+    if not runs_native(query):
+        return reference.point_affiliation(query, key, value, kernel_size, normalization)
+    check_point_affiliation(query, key, value, kernel_size, normalization)
+    code = NORMALIZATIONS.index(normalization)
+    return torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, code)[0]
 
 
 @autocast_inputs
@@ -58,3 +65,40 @@ def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normal
         TypeError, ValueError: As :func:`point_affiliation`.
     """
     return reference.affiliation_kernels(query, key, kernel_size, normalization)
+
+
+def _register() -> None:
+    from .registration import memory_format, no_double_backward, register_fake
+
+    @register_fake('sapa_mm::point_affiliation')
+    def _(query, key, value, kernel_size, normalization):
+        output = value.new_empty((*value.shape[:2], *query.shape[2:])).to(memory_format=memory_format(value))
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return output, query.new_empty((query.shape[0], *query.shape[2:]), dtype=dtype)
+
+    @register_fake('sapa_mm::_point_affiliation_backward')
+    def _(grad, query, key, value, normalizer, kernel_size, normalization, needs_grad):
+        return tuple(
+            torch.empty_like(x, memory_format=memory_format(x)) if needed else x.new_empty(0)
+            for x, needed in zip((query, key, value), needs_grad)
+        )
+
+    def save(ctx, inputs, output):
+        query, key, value, *ctx.options = inputs
+        ctx.save_for_backward(query, key, value, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx, grad, _):
+        needs_grad = ctx.needs_input_grad[:3]
+        if grad is None:
+            return None, None, None, None, None
+        grads = torch.ops.sapa_mm._point_affiliation_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
+        return (*(g if needed else None for g, needed in zip(grads, needs_grad)), None, None)
+
+    torch.library.register_autograd('sapa_mm::point_affiliation', backward, setup_context=save)
+    no_double_backward('_point_affiliation_backward')
+
+
+if is_loaded():
+    _register()

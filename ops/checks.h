@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every operator asks of its inputs before memory is touched. The public Python functions ask first and in more
+// words; these hold for callers of torch.ops.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace sapa_mm {
+
+inline void check_kernel_size(int64_t kernel_size) {
+  TORCH_CHECK_VALUE(kernel_size % 2 == 1 && kernel_size >= 1 && kernel_size <= 15,
+                    "kernel_size must be odd and between 1 and 15, got ", kernel_size);
+}
+
+// `x` is a map like `reference` in batch size, dtype and device.
+inline void check_map(const at::Tensor& reference, const char* reference_name, const at::Tensor& x, const char* name) {
+  TORCH_CHECK_VALUE(x.dim() == 4, name, " must have 4 dimensions (N, C, H, W), got ", x.dim());
+  TORCH_CHECK_TYPE(x.scalar_type() == reference.scalar_type(), reference_name, " and ", name,
+                   " must have one dtype, got ", reference.scalar_type(), " and ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.device() == reference.device(), reference_name, " and ", name, " must be on one device, got ",
+                    reference.device(), " and ", x.device());
+  TORCH_CHECK_VALUE(x.size(0) == reference.size(0), reference_name, " and ", name,
+                    " must have one batch size, got ", reference.size(0), " and ", x.size(0));
+}
+
+}  // namespace sapa_mm

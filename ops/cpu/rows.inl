@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops of rows.h, written once with the compiler's vector types and compiled once per instruction set: the file
+// that includes this one defines SAPA_MM_ISA (a namespace) and SAPA_MM_VECTOR_BYTES.
+
+namespace sapa_mm {
+namespace SAPA_MM_ISA {
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(SAPA_MM_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+template <typename T>
+constexpr int lanes() {
+  return SAPA_MM_VECTOR_BYTES / sizeof(T);
+}
+
+#define SAPA_MM_INLINE inline __attribute__((always_inline))
+
+template <typename T>
+SAPA_MM_INLINE Vector<T> load(const T* p) {
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+template <typename T>
+SAPA_MM_INLINE void store(T* p, Vector<T> v) {
+  *reinterpret_cast<Vector<T>*>(p) = v;
+}
+
+// ---- correlate -----------------------------------------------------------------------------------------------------
+// A block of SLOTS queries x TAPS neighbouring taps stays in registers while the channels pass.
+
+template <typename T, int SLOTS, int TAPS>
+SAPA_MM_INLINE void correlate_block(const T* queries, int64_t slot_stride, int64_t query_stride, const T* keys,
+                                    int64_t key_stride, int64_t channels, T* scores, int64_t score_slot_stride,
+                                    int64_t score_stride, bool accumulate) {
+  Vector<T> sum[SLOTS][TAPS] = {};
+  if (accumulate) {
+#pragma GCC unroll 8
+    for (int s = 0; s < SLOTS; ++s)
+#pragma GCC unroll 8
+      for (int t = 0; t < TAPS; ++t) sum[s][t] = load(scores + s * score_slot_stride + t * score_stride);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    Vector<T> q[SLOTS];
+#pragma GCC unroll 8
+    for (int s = 0; s < SLOTS; ++s) q[s] = load(queries + s * slot_stride + c * query_stride);
+#pragma GCC unroll 8
+    for (int t = 0; t < TAPS; ++t) {
+      const Vector<T> k = load(keys + c * key_stride + t);
+#pragma GCC unroll 8
+      for (int s = 0; s < SLOTS; ++s) sum[s][t] += q[s] * k;
+    }
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < SLOTS; ++s)
+#pragma GCC unroll 8
+    for (int t = 0; t < TAPS; ++t) store(scores + s * score_slot_stride + t * score_stride, sum[s][t]);
+}
+
+template <typename T, int SLOTS>
+void correlate_slots(const T* queries, int64_t query_stride, const Window<T>& keys, int64_t channels, int64_t width,
+                     T* scores, int64_t score_stride, bool accumulate) {
+  const int K = keys.kernel_size;
+  const int64_t slot_stride = channels * query_stride, score_slot_stride = K * K * score_stride;
+  for (int64_t x = 0; x < width; x += lanes<T>()) {
+    for (int ky = 0; ky < K; ++ky) {
+      for (int kx = 0; kx < K;) {
+        const T* key = keys.rows[ky] + x + kx;
+        T* score = scores + (ky * K + kx) * score_stride + x;
+        const int taps = K - kx;
+#define SAPA_MM_BLOCK(TAPS)                                                                                       \
+  correlate_block<T, SLOTS, TAPS>(queries + x, slot_stride, query_stride, key, keys.stride, channels, score, \
+                                  score_slot_stride, score_stride, accumulate);                                  \
+  kx += TAPS
+        if (taps >= 5) {
+          SAPA_MM_BLOCK(5);
+        } else if (taps >= 3) {
+          SAPA_MM_BLOCK(3);
+        } else if (taps == 2) {
+          SAPA_MM_BLOCK(2);
+        } else {
+          SAPA_MM_BLOCK(1);
+        }
+#undef SAPA_MM_BLOCK
+      }
+    }
+  }
+}
+
+template <typename T>
+void correlate(const T* queries, int64_t query_stride, const Window<T>& keys, int64_t channels, int slots,
+               int64_t width, T* scores, int64_t score_stride, bool accumulate) {
+  switch (slots) {
+    case 1: return correlate_slots<T, 1>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    case 2: return correlate_slots<T, 2>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    case 3: return correlate_slots<T, 3>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    default: return correlate_slots<T, 4>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+  }
+}
+
+// ---- assemble ------------------------------------------------------------------------------------------------------
+// A block of SLOTS outputs x CHANNELS stays in registers while the taps pass.
+
+template <typename T, int SLOTS, int CHANNELS>
+SAPA_MM_INLINE void assemble_block(const T* weights, int64_t weight_slot_stride, int64_t weight_stride,
+                                   const Window<T>& values, int64_t offset, T* out, int64_t out_slot_stride,
+                                   int64_t out_stride) {
+  const int K = values.kernel_size;
+  Vector<T> sum[SLOTS][CHANNELS] = {};
+  for (int ky = 0; ky < K; ++ky) {
+    const T* row = values.rows[ky] + offset;
+    for (int kx = 0; kx < K; ++kx) {
+      Vector<T> v[CHANNELS];
+#pragma GCC unroll 8
+      for (int c = 0; c < CHANNELS; ++c) v[c] = load(row + c * values.stride + kx);
+#pragma GCC unroll 8
+      for (int s = 0; s < SLOTS; ++s) {
+        const Vector<T> w = load(weights + s * weight_slot_stride + (ky * K + kx) * weight_stride);
+#pragma GCC unroll 8
+        for (int c = 0; c < CHANNELS; ++c) sum[s][c] += w * v[c];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < SLOTS; ++s)
+#pragma GCC unroll 8
+    for (int c = 0; c < CHANNELS; ++c) store(out + s * out_slot_stride + c * out_stride, sum[s][c]);
+}
+
+template <typename T, int SLOTS>
+void assemble_slots(const T* weights, int64_t weight_stride, const Window<T>& values, int64_t channels, int64_t width,
+                    T* out, int64_t out_stride) {
+  const int K = values.kernel_size;
+  const int64_t weight_slot_stride = K * K * weight_stride, out_slot_stride = channels * out_stride;
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4)
+    for (int64_t x = 0; x < width; x += lanes<T>())
+      assemble_block<T, SLOTS, 4>(weights + x, weight_slot_stride, weight_stride, values, c * values.stride + x,
+                                  out + c * out_stride + x, out_slot_stride, out_stride);
+  for (; c < channels; ++c)
+    for (int64_t x = 0; x < width; x += lanes<T>())
+      assemble_block<T, SLOTS, 1>(weights + x, weight_slot_stride, weight_stride, values, c * values.stride + x,
+                                  out + c * out_stride + x, out_slot_stride, out_stride);
+}
+
+template <typename T>
+void assemble(const T* weights, int64_t weight_stride, const Window<T>& values, int64_t channels, int slots,
+              int64_t width, T* out, int64_t out_stride) {
+  switch (slots) {
+    case 1: return assemble_slots<T, 1>(weights, weight_stride, values, channels, width, out, out_stride);
+    case 2: return assemble_slots<T, 2>(weights, weight_stride, values, channels, width, out, out_stride);
+    case 3: return assemble_slots<T, 3>(weights, weight_stride, values, channels, width, out, out_stride);
+    default: return assemble_slots<T, 4>(weights, weight_stride, values, channels, width, out, out_stride);
+  }
+}
+
+// ---- spread --------------------------------------------------------------------------------------------------------
+// A block of ROWS rows of the window x CHANNELS stays in registers while slots and kx pass. Every sum is taken in one
+// order, (slot, kx), whatever the blocks are.
+
+template <typename T, int ROWS, int CHANNELS>
+SAPA_MM_INLINE void spread_block(const T* weights, int64_t weight_slot_stride, int64_t weight_stride, const T* grads,
+                                 int64_t grad_slot_stride, int64_t grad_stride, T* const* rows, int64_t offset,
+                                 int64_t row_stride, int K, int slots) {
+  Vector<T> sum[ROWS][CHANNELS];
+#pragma GCC unroll 8
+  for (int ky = 0; ky < ROWS; ++ky)
+#pragma GCC unroll 8
+    for (int c = 0; c < CHANNELS; ++c) sum[ky][c] = load(rows[ky] + offset + c * row_stride);
+  for (int s = 0; s < slots; ++s) {
+    for (int kx = 0; kx < K; ++kx) {
+      Vector<T> g[CHANNELS];
+#pragma GCC unroll 8
+      for (int c = 0; c < CHANNELS; ++c) g[c] = load(grads + s * grad_slot_stride + c * grad_stride - kx);
+#pragma GCC unroll 8
+      for (int ky = 0; ky < ROWS; ++ky) {
+        const Vector<T> w = load(weights + s * weight_slot_stride + (ky * K + kx) * weight_stride - kx);
+#pragma GCC unroll 8
+        for (int c = 0; c < CHANNELS; ++c) sum[ky][c] += w * g[c];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int ky = 0; ky < ROWS; ++ky)
+#pragma GCC unroll 8
+    for (int c = 0; c < CHANNELS; ++c) store(rows[ky] + offset + c * row_stride, sum[ky][c]);
+}
+
+template <typename T, int CHANNELS>
+SAPA_MM_INLINE void spread_channels(const T* weights, int64_t weight_stride, const T* grads, int64_t grad_slot_stride,
+                                    int64_t grad_stride, const MutableWindow<T>& into, int64_t offset, int slots) {
+  const int K = into.kernel_size;
+  for (int ky = 0; ky < K;) {
+    const T* weight = weights + ky * K * weight_stride;
+    const int rows = K - ky;
+#define SAPA_MM_BLOCK(ROWS)                                                                                         \
+  spread_block<T, ROWS, CHANNELS>(weight, K * K * weight_stride, weight_stride, grads, grad_slot_stride,            \
+                                  grad_stride, into.rows + ky, offset, into.stride, K, slots);                      \
+  ky += ROWS
+    if (rows >= 5) {
+      SAPA_MM_BLOCK(5);
+    } else if (rows >= 3) {
+      SAPA_MM_BLOCK(3);
+    } else if (rows == 2) {
+      SAPA_MM_BLOCK(2);
+    } else {
+      SAPA_MM_BLOCK(1);
+    }
+#undef SAPA_MM_BLOCK
+  }
+}
+
+template <typename T>
+void spread(const T* weights, int64_t weight_stride, const T* grads, int64_t grad_stride,
+            const MutableWindow<T>& into, int64_t channels, int slots, int64_t width) {
+  const int64_t grad_slot_stride = channels * grad_stride;
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4)
+    for (int64_t x = 0; x < width; x += lanes<T>())
+      spread_channels<T, 4>(weights + x, weight_stride, grads + c * grad_stride + x, grad_slot_stride, grad_stride,
+                            into, c * into.stride + x, slots);
+  for (; c < channels; ++c)
+    for (int64_t x = 0; x < width; x += lanes<T>())
+      spread_channels<T, 1>(weights + x, weight_stride, grads + c * grad_stride + x, grad_slot_stride, grad_stride,
+                            into, c * into.stride + x, slots);
+}
+
+// ---- normalisation -------------------------------------------------------------------------------------------------
+
+// exp for vectors of float, to about 1 ulp on the normal range; results below 2^-126 are 0.
+SAPA_MM_INLINE Vector<float> exponential(Vector<float> x) {
+  typedef int32_t Integers __attribute__((vector_size(SAPA_MM_VECTOR_BYTES)));
+  const Vector<float> zero = {};
+  const Vector<float> low = zero - 87.3f, high = zero + 88.7f, magic = zero + 12582912.f;  // 1.5 * 2^23
+  Vector<float> y = x < low ? low : x;
+  y = y > high ? high : y;
+  const Vector<float> shifted = y * 1.44269504f + magic;  // its low bits hold the rounded integer
+  const Vector<float> n = shifted - magic;
+  const Vector<float> r = y - n * 0.693145752f - n * 1.42860677e-6f;
+  Vector<float> p = r * 1.98756915e-4f + 1.39819995e-3f;
+  p = p * r + 8.33345205e-3f;
+  p = p * r + 4.16657962e-2f;
+  p = p * r + 1.66666657e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  const Integers power = ((Integers)shifted - (Integers)magic) << 23;
+  Vector<float> result = (Vector<float>)((Integers)p + power);
+  result = x < low ? zero : result;
+  result = x > high ? zero + __builtin_inff() : result;
+  return x == x ? result : x;  // NaN stays NaN
+}
+
+SAPA_MM_INLINE Vector<double> exponential(Vector<double> x) {
+  Vector<double> result;
+  for (int i = 0; i < lanes<double>(); ++i) result[i] = __builtin_exp(x[i]);
+  return result;
+}
+
+template <typename T>
+SAPA_MM_INLINE Vector<T> logarithm(Vector<T> x) {
+  Vector<T> result;
+  for (int i = 0; i < lanes<T>(); ++i) result[i] = sizeof(T) == 4 ? __builtin_logf(x[i]) : __builtin_log(x[i]);
+  return result;
+}
+
+template <typename T>
+SAPA_MM_INLINE Vector<T> sigmoid(Vector<T> x) {
+  const Vector<T> zero = {}, one = zero + T(1);
+  return one / (one + exponential(-x));
+}
+
+// h of the scores: what is divided by its sum. Softmax has its own path, which subtracts the maximum first.
+template <typename T>
+SAPA_MM_INLINE Vector<T> positive(Vector<T> x, Normalization normalization) {
+  const Vector<T> zero = {}, one = zero + T(1);
+  switch (normalization) {
+    case Normalization::kRelu: return x < zero ? zero : x;
+    case Normalization::kSigmoid: return sigmoid<T>(x);
+    default: {
+      const Vector<T> magnitude = x < zero ? x : -x, e = exponential(magnitude);
+      // log(1 + e) loses e below the rounding of 1; there it is e
+      const Vector<T> u = one + e;
+      const Vector<T> log1p = u == one ? e : logarithm<T>(u) * (e / (u - one));
+      return (x < zero ? zero : x) + log1p;
+    }
+  }
+}
+
+template <typename T>
+SAPA_MM_INLINE Vector<T> positive_slope(Vector<T> x, Normalization normalization) {
+  const Vector<T> zero = {}, one = zero + T(1);
+  switch (normalization) {
+    case Normalization::kRelu: return x > zero ? one : (x == x ? zero : x);
+    case Normalization::kSigmoid: {
+      const Vector<T> y = sigmoid<T>(x);
+      return y * (one - y);
+    }
+    default: return sigmoid<T>(x);
+  }
+}
+
+template <typename T>
+void normalize(T* scores, int64_t stride, int taps, int64_t width, Normalization normalization, T* normalizer) {
+  for (int64_t x = 0; x < width; x += lanes<T>()) {
+    T* column = scores + x;
+    Vector<T> sum = {};
+    if (normalization == Normalization::kSoftmax) {
+      Vector<T> top = load(column);
+      for (int t = 1; t < taps; ++t) {
+        const Vector<T> score = load(column + t * stride);
+        top = score > top ? score : top;
+      }
+      for (int t = 0; t < taps; ++t) {
+        const Vector<T> e = exponential(load(column + t * stride) - top);
+        sum += e;
+        store(column + t * stride, e);
+      }
+      store(normalizer + x, top + logarithm<T>(sum));
+    } else {
+      for (int t = 0; t < taps; ++t) {
+        const Vector<T> h = positive<T>(load(column + t * stride), normalization);
+        sum += h;
+        store(column + t * stride, h);
+      }
+      sum += T(kEpsilon);
+      store(normalizer + x, sum);
+    }
+    const Vector<T> zero = {}, scale = (zero + T(1)) / sum;
+    for (int t = 0; t < taps; ++t) store(column + t * stride, load(column + t * stride) * scale);
+  }
+}
+
+template <typename T>
+void weights_again(T* scores, int64_t stride, int taps, int64_t width, Normalization normalization,
+                   const T* normalizer) {
+  for (int64_t x = 0; x < width; x += lanes<T>()) {
+    T* column = scores + x;
+    const Vector<T> n = load(normalizer + x);
+    for (int t = 0; t < taps; ++t) {
+      const Vector<T> score = load(column + t * stride);
+      store(column + t * stride, normalization == Normalization::kSoftmax
+                                     ? exponential(score - n)
+                                     : positive<T>(score, normalization) / n);
+    }
+  }
+}
+
+template <typename T>
+void normalize_backward(const T* weights, const T* scores, T* grads, int64_t stride, int taps, int64_t width,
+                        Normalization normalization, const T* normalizer) {
+  for (int64_t x = 0; x < width; x += lanes<T>()) {
+    Vector<T> mean = {};
+    for (int t = 0; t < taps; ++t) mean += load(weights + t * stride + x) * load(grads + t * stride + x);
+    for (int t = 0; t < taps; ++t) {
+      const Vector<T> centred = load(grads + t * stride + x) - mean;
+      const Vector<T> slope =
+          normalization == Normalization::kSoftmax
+              ? load(weights + t * stride + x)
+              : positive_slope<T>(load(scores + t * stride + x), normalization) / load(normalizer + x);
+      store(grads + t * stride + x, slope * centred);
+    }
+  }
+}
+
+template <typename T>
+const RowKernels<T>& kernels() {
+  static const RowKernels<T> table = {correlate<T>, assemble<T>,      spread<T>,
+                                      normalize<T>, weights_again<T>, normalize_backward<T>};
+  return table;
+}
+
+#undef SAPA_MM_INLINE
+
+}  // namespace SAPA_MM_ISA
+}  // namespace sapa_mm

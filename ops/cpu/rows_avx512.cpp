@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops with AVX-512 vectors. The standard headers stand before the target pragma, so that no inline function of theirs
+// is compiled for a processor that the rest of the library does not ask for.
+#include "rows.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+
+#define SAPA_MM_ISA avx512
+#define SAPA_MM_VECTOR_BYTES 64
+#include "rows.inl"
+
+namespace sapa_mm {
+template const RowKernels<float>& avx512::kernels<float>();
+template const RowKernels<double>& avx512::kernels<double>();
+}  // namespace sapa_mm
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops with the vectors that every processor of the architecture has (SSE2, NEON).
+#include "rows.h"
+
+#define SAPA_MM_ISA plain
+#define SAPA_MM_VECTOR_BYTES 16
+#include "rows.inl"
+
+namespace sapa_mm {
+template const RowKernels<float>& plain::kernels<float>();
+template const RowKernels<double>& plain::kernels<double>();
+}  // namespace sapa_mm
