@@ -19,8 +19,8 @@ inline void check_map(const at::Tensor& reference, const char* reference_name, c
                    " must have one dtype, got ", reference.scalar_type(), " and ", x.scalar_type());
   TORCH_CHECK_VALUE(x.device() == reference.device(), reference_name, " and ", name, " must be on one device, got ",
                     reference.device(), " and ", x.device());
-  TORCH_CHECK_VALUE(x.size(0) == reference.size(0), reference_name, " and ", name,
-                    " must have one batch size, got ", reference.size(0), " and ", x.size(0));
+  TORCH_CHECK_VALUE(x.size(0) == reference.size(0), reference_name, " and ", name, " must have one batch size, got ",
+                    reference.size(0), " and ", x.size(0));
 }
 
 }  // namespace sapa_mm

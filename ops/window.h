@@ -25,6 +25,8 @@ SAPA_MM_HOST_DEVICE inline int64_t first_position(int64_t cell, int64_t size, in
 }
 
 // Most positions that one cell has.
-SAPA_MM_HOST_DEVICE inline int64_t max_positions(int64_t size, int64_t cells) { return (size + cells - 1) / cells; }
+SAPA_MM_HOST_DEVICE inline int64_t max_positions(int64_t size, int64_t cells) {
+  return (size + cells - 1) / cells;
+}
 
 }  // namespace sapa_mm

@@ -17,9 +17,7 @@ MODELS = Registry(
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim']
-)
+OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
 
 
 def import_or_explain(module: str, name: str, needs: str, registry: Registry, package: str | None = None):

@@ -94,7 +94,7 @@ def build_segformer(case):
     upsample_cfg = None
     if kwargs.get('upsample_mode') != 'bilinear':
         if 'SAPAExp' not in kwargs.get('upsampler', ''):
-            pytest.skip(f"not built yet: upsampler {kwargs['upsample_mode']}")
+            pytest.skip(f'not built yet: upsampler {kwargs["upsample_mode"]}')
         upsample_cfg = dict(
             type='sapa_mm.SAPA',
             similarity='gated',
@@ -121,7 +121,7 @@ def build_fpn(case):
     kwargs = dict(case['kwargs'])
     published = dict(kwargs.pop('upsample_cfg'))
     if published.pop('type') != 'sapa':
-        pytest.skip(f"not built yet: upsampler {case['kwargs']['upsample_cfg']['type']}")
+        pytest.skip(f'not built yet: upsampler {case["kwargs"]["upsample_cfg"]["type"]}')
     published.pop('guided')
     options = {SAPA_ARGUMENTS[k]: v for k, v in published.items()}
     upsample_cfg = dict(type='sapa_mm.SAPA', similarity='bilinear', norm='group', **options)

@@ -89,8 +89,7 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
                   kernels.correlate(grads, stride, window.from_channel(c), channels, chunk.slots(), width,
                                     weight_grads.get(), width, c > first);
                 if (needs_feature)
-                  kernels.spread(weights, stride, grads, stride, into.from_channel(c), channels, chunk.slots(),
-                                 padded);
+                  kernels.spread(weights, stride, grads, stride, into.from_channel(c), channels, chunk.slots(), padded);
               }
               if (needs_kernels && owns_row) {
                 const Map<scalar_t> grad_kernels_map(grad_kernels, n);
@@ -111,8 +110,8 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
 at::Tensor feature_assembly_cpu(const at::Tensor& feature, const at::Tensor& kernels, int64_t kernel_size,
                                 int64_t groups) {
   check_feature_assembly(feature, kernels, kernel_size, groups);
-  at::Tensor output = at::empty({feature.size(0), feature.size(1), kernels.size(2), kernels.size(3)},
-                                feature.options(), feature.suggest_memory_format());
+  at::Tensor output = at::empty({feature.size(0), feature.size(1), kernels.size(2), kernels.size(3)}, feature.options(),
+                                feature.suggest_memory_format());
   if (output.numel() == 0) return output;
   TORCH_CHECK_VALUE(feature.size(2) * feature.size(3) > 0, "feature is empty, ", feature.sizes(),
                     ", where the output has size ", kernels.size(2), " x ", kernels.size(3));
@@ -136,8 +135,7 @@ std::tuple<at::Tensor, at::Tensor> feature_assembly_backward_cpu(const at::Tenso
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, feature.scalar_type(), "feature_assembly_backward_cpu", [&] {
-          backward<scalar_t>(grad, feature, kernels, static_cast<int>(kernel_size), groups, grad_feature,
-                             grad_kernels);
+          backward<scalar_t>(grad, feature, kernels, static_cast<int>(kernel_size), groups, grad_feature, grad_kernels);
         });
   }
   if (!needs_grad[0]) grad_feature = at::empty({0}, feature.options());

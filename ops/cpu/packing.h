@@ -34,7 +34,9 @@ struct Map {
   int64_t channel, row, column;
 };
 
-inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
 
 // Zeroed memory of a thread, aligned to a cache line.
 template <typename T>
@@ -133,9 +135,8 @@ void pack_positions(const Map<scalar_t>& map, int64_t channel0, int64_t channels
         for (int64_t c = 0; c < channels; ++c)
           for (int64_t cell = span.begin; cell < span.end; ++cell)
             plane[c * stride + cell - span.begin] =
-                s < columns.count(cell)
-                    ? static_cast<T>(line[c * map.channel + (columns.first[cell] + s) * map.column])
-                    : T(0);
+                s < columns.count(cell) ? static_cast<T>(line[c * map.channel + (columns.first[cell] + s) * map.column])
+                                        : T(0);
       }
     }
   }

@@ -17,7 +17,7 @@ namespace sapa_mm {
 constexpr int kMaxKernelSize = 15;
 constexpr int kMaxSlots = 4;
 constexpr double kEpsilon = 1e-6;  // sapa_mm.ops.reference.EPS
-constexpr int kLanes = 16;  // columns are padded to a multiple of the widest vector of float
+constexpr int kLanes = 16;         // columns are padded to a multiple of the widest vector of float
 
 template <typename T>
 struct Window {

@@ -69,9 +69,9 @@ void correlate_slots(const T* queries, int64_t query_stride, const Window<T>& ke
         const T* key = keys.rows[ky] + x + kx;
         T* score = scores + (ky * K + kx) * score_stride + x;
         const int taps = K - kx;
-#define SAPA_MM_BLOCK(TAPS)                                                                                       \
+#define SAPA_MM_BLOCK(TAPS)                                                                                  \
   correlate_block<T, SLOTS, TAPS>(queries + x, slot_stride, query_stride, key, keys.stride, channels, score, \
-                                  score_slot_stride, score_stride, accumulate);                                  \
+                                  score_slot_stride, score_stride, accumulate);                              \
   kx += TAPS
         if (taps >= 5) {
           SAPA_MM_BLOCK(5);
@@ -92,10 +92,14 @@ template <typename T>
 void correlate(const T* queries, int64_t query_stride, const Window<T>& keys, int64_t channels, int slots,
                int64_t width, T* scores, int64_t score_stride, bool accumulate) {
   switch (slots) {
-    case 1: return correlate_slots<T, 1>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
-    case 2: return correlate_slots<T, 2>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
-    case 3: return correlate_slots<T, 3>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
-    default: return correlate_slots<T, 4>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    case 1:
+      return correlate_slots<T, 1>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    case 2:
+      return correlate_slots<T, 2>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    case 3:
+      return correlate_slots<T, 3>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
+    default:
+      return correlate_slots<T, 4>(queries, query_stride, keys, channels, width, scores, score_stride, accumulate);
   }
 }
 
@@ -148,10 +152,14 @@ template <typename T>
 void assemble(const T* weights, int64_t weight_stride, const Window<T>& values, int64_t channels, int slots,
               int64_t width, T* out, int64_t out_stride) {
   switch (slots) {
-    case 1: return assemble_slots<T, 1>(weights, weight_stride, values, channels, width, out, out_stride);
-    case 2: return assemble_slots<T, 2>(weights, weight_stride, values, channels, width, out, out_stride);
-    case 3: return assemble_slots<T, 3>(weights, weight_stride, values, channels, width, out, out_stride);
-    default: return assemble_slots<T, 4>(weights, weight_stride, values, channels, width, out, out_stride);
+    case 1:
+      return assemble_slots<T, 1>(weights, weight_stride, values, channels, width, out, out_stride);
+    case 2:
+      return assemble_slots<T, 2>(weights, weight_stride, values, channels, width, out, out_stride);
+    case 3:
+      return assemble_slots<T, 3>(weights, weight_stride, values, channels, width, out, out_stride);
+    default:
+      return assemble_slots<T, 4>(weights, weight_stride, values, channels, width, out, out_stride);
   }
 }
 
@@ -194,9 +202,9 @@ SAPA_MM_INLINE void spread_channels(const T* weights, int64_t weight_stride, con
   for (int ky = 0; ky < K;) {
     const T* weight = weights + ky * K * weight_stride;
     const int rows = K - ky;
-#define SAPA_MM_BLOCK(ROWS)                                                                                         \
-  spread_block<T, ROWS, CHANNELS>(weight, K * K * weight_stride, weight_stride, grads, grad_slot_stride,            \
-                                  grad_stride, into.rows + ky, offset, into.stride, K, slots);                      \
+#define SAPA_MM_BLOCK(ROWS)                                                                                           \
+  spread_block<T, ROWS, CHANNELS>(weight, K * K * weight_stride, weight_stride, grads, grad_slot_stride, grad_stride, \
+                                  into.rows + ky, offset, into.stride, K, slots);                                     \
   ky += ROWS
     if (rows >= 5) {
       SAPA_MM_BLOCK(5);
@@ -212,8 +220,8 @@ SAPA_MM_INLINE void spread_channels(const T* weights, int64_t weight_stride, con
 }
 
 template <typename T>
-void spread(const T* weights, int64_t weight_stride, const T* grads, int64_t grad_stride,
-            const MutableWindow<T>& into, int64_t channels, int slots, int64_t width) {
+void spread(const T* weights, int64_t weight_stride, const T* grads, int64_t grad_stride, const MutableWindow<T>& into,
+            int64_t channels, int slots, int64_t width) {
   const int64_t grad_slot_stride = channels * grad_stride;
   int64_t c = 0;
   for (; c + 4 <= channels; c += 4)
@@ -275,8 +283,10 @@ template <typename T>
 SAPA_MM_INLINE Vector<T> positive(Vector<T> x, Normalization normalization) {
   const Vector<T> zero = {}, one = zero + T(1);
   switch (normalization) {
-    case Normalization::kRelu: return x < zero ? zero : x;
-    case Normalization::kSigmoid: return sigmoid<T>(x);
+    case Normalization::kRelu:
+      return x < zero ? zero : x;
+    case Normalization::kSigmoid:
+      return sigmoid<T>(x);
     default: {
       const Vector<T> magnitude = x < zero ? x : -x, e = exponential(magnitude);
       // log(1 + e) loses e below the rounding of 1; there it is e
@@ -291,12 +301,14 @@ template <typename T>
 SAPA_MM_INLINE Vector<T> positive_slope(Vector<T> x, Normalization normalization) {
   const Vector<T> zero = {}, one = zero + T(1);
   switch (normalization) {
-    case Normalization::kRelu: return x > zero ? one : (x == x ? zero : x);
+    case Normalization::kRelu:
+      return x > zero ? one : (x == x ? zero : x);
     case Normalization::kSigmoid: {
       const Vector<T> y = sigmoid<T>(x);
       return y * (one - y);
     }
-    default: return sigmoid<T>(x);
+    default:
+      return sigmoid<T>(x);
   }
 }
 
@@ -339,9 +351,8 @@ void weights_again(T* scores, int64_t stride, int taps, int64_t width, Normaliza
     const Vector<T> n = load(normalizer + x);
     for (int t = 0; t < taps; ++t) {
       const Vector<T> score = load(column + t * stride);
-      store(column + t * stride, normalization == Normalization::kSoftmax
-                                     ? exponential(score - n)
-                                     : positive<T>(score, normalization) / n);
+      store(column + t * stride,
+            normalization == Normalization::kSoftmax ? exponential(score - n) : positive<T>(score, normalization) / n);
     }
   }
 }

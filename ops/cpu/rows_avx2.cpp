@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops with AVX2 vectors. The standard headers stand before the target pragma, so that no inline function of theirs
-// is compiled for a processor that the rest of the library does not ask for.
+// The loops with AVX2 vectors. The standard headers stand before the target pragma, so that no inline function of
+// theirs is compiled for a processor that the rest of the library does not ask for.
 #include "rows.h"
 
 #if defined(__x86_64__)

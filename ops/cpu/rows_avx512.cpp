@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops with AVX-512 vectors. The standard headers stand before the target pragma, so that no inline function of theirs
-// is compiled for a processor that the rest of the library does not ask for.
+// The loops with AVX-512 vectors. The standard headers stand before the target pragma, so that no inline function of
+// theirs is compiled for a processor that the rest of the library does not ask for.
 #include "rows.h"
 
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")

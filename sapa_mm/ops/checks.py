@@ -22,9 +22,7 @@ def _check_maps(**maps: Tensor) -> None:
         if x.device != first.device:
             raise ValueError(f'{first_name} and {name} must be on one device, got {first.device} and {x.device}')
         if x.shape[0] != first.shape[0]:
-            raise ValueError(
-                f'{first_name} and {name} must have one batch size, got {first.shape[0]} and {x.shape[0]}'
-            )
+            raise ValueError(f'{first_name} and {name} must have one batch size, got {first.shape[0]} and {x.shape[0]}')
 
 
 def _check_low_resolution(name: str, x: Tensor, size: tuple[int, ...]) -> None:
@@ -55,9 +53,7 @@ def check_scores(query: Tensor, key: Tensor, kernel_size: int, normalization: st
     _check_low_resolution('key', key, query.shape[2:])
 
 
-def check_point_affiliation(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str
-) -> None:
+def check_point_affiliation(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str) -> None:
     check_scores(query, key, kernel_size, normalization)
     _check_maps(query=query, value=value)
     if key.shape[2:] != value.shape[2:]:
@@ -73,7 +69,9 @@ def check_feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, g
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f'groups must be an int, got {type(groups).__name__}')
     if groups < 1 or feature.shape[1] % groups:
-        raise ValueError(f'groups must divide the number of channels, got {groups} groups and {feature.shape[1]} channels')
+        raise ValueError(
+            f'groups must divide the number of channels, got {groups} groups and {feature.shape[1]} channels'
+        )
     if kernels.shape[1] != groups * kernel_size**2:
         raise ValueError(
             f'kernels must have groups * kernel_size**2 = {groups * kernel_size**2} channels, got {kernels.shape[1]}'

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checks import check_feature_assembly, check_point_affiliation, check_scores
 
-#: Added to the sum of the weights by the normalisations that can reach zero. The ablation that uses them published none.
+#: Added to the sum of the weights by the normalisations that can reach zero; the ablation that has them names no value.
 EPS = 1e-6
 
 
@@ -36,7 +36,9 @@ class _Axis:
         self.slots = -(-size // cells)
         self.exact = size == cells * self.slots
         # A cell with fewer positions than slots repeats others; `position_to_slot` never reads those slots.
-        self.slot_to_position = (first[:, None] + torch.arange(self.slots, device=device)).clamp_(max=size - 1).flatten()
+        self.slot_to_position = (
+            (first[:, None] + torch.arange(self.slots, device=device)).clamp_(max=size - 1).flatten()
+        )
         self.position_to_slot = cell * self.slots + torch.arange(size, device=device) - first[cell]
 
     def gather(self, x: Tensor, dim: int) -> Tensor:
@@ -104,9 +106,7 @@ def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
         shape = (query.shape[0], kernel_size**2, *query.shape[2:])
         return _empty(query.new_zeros(shape), query, key)
     cells = _Cells(query.shape[2:], key.shape[2:], query.device)
-    scores = torch.einsum(
-        'ndhwq,ndkhw->nkhwq', cells.group(query.to(dtype)), _unfold(key.to(dtype), kernel_size)
-    )
+    scores = torch.einsum('ndhwq,ndkhw->nkhwq', cells.group(query.to(dtype)), _unfold(key.to(dtype), kernel_size))
     return cells.ungroup(scores).to(query.dtype)
 
 

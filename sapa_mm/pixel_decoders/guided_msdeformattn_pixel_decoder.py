@@ -89,6 +89,4 @@ class GuidedMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
             level_start_index=shapes.prod(1).cumsum(0) - shapes.prod(1),
             valid_ratios=reference_points.new_ones((batch, self.num_encoder_levels, 2)),
         )
-        return [
-            x.transpose(1, 2).unflatten(2, tuple(size)) for x, size in zip(memory.split(lengths, dim=1), sizes)
-        ]
+        return [x.transpose(1, 2).unflatten(2, tuple(size)) for x, size in zip(memory.split(lengths, dim=1), sizes)]

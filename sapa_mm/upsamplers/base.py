@@ -69,9 +69,7 @@ class BaseUpsampler(BaseModule):
                     f'{type(self).__name__} was built for a {name} of {channels} channels, got {x.shape[1]}'
                 )
         if feature.shape[0] != guide.shape[0]:
-            raise ValueError(
-                f'feature and guide must have one batch size, got {feature.shape[0]} and {guide.shape[0]}'
-            )
+            raise ValueError(f'feature and guide must have one batch size, got {feature.shape[0]} and {guide.shape[0]}')
 
     def forward(self, feature: Tensor, guide: Tensor) -> Tensor:
         """Upsample.
@@ -123,9 +121,7 @@ def build_upsampler(cfg: Mapping, in_channels: int, guide_channels: int) -> Base
             hint = f'; did you mean {close[0]!r}?' if close else ''
             raise TypeError(f'upsample_cfg: {kind.__name__} has no option {name!r}{hint} It has {sorted(known)}')
     upsampler = MODELS.build({'in_channels': in_channels, 'guide_channels': guide_channels, **cfg})
-    for name, here in (
-        ('in_channels', in_channels), ('guide_channels', guide_channels), ('out_channels', in_channels)
-    ):
+    for name, here in (('in_channels', in_channels), ('guide_channels', guide_channels), ('out_channels', in_channels)):
         if getattr(upsampler, name) != here:
             raise ValueError(f'upsample_cfg: {name} must be {here} here, got {getattr(upsampler, name)}')
     return upsampler
