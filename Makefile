@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# The two commands of a fresh clone are `make demo` and `make test`; both set up what they need in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+CXX_SOURCES = $(shell find ops tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' 2>/dev/null)
+export PYTHON VENV
+
+.PHONY: help demo test setup lint format check-cuda doctor clean clean-venv
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+demo: ## set up, train SegFormer-B0 with SAPA on a generated data set, test it, draw a picture
+	@tools/setup_env.sh demo
+	$(BIN)/python tools/demo.py $(DEMO_ARGS)
+
+test: ## set up (first time: compiles mmcv's ops, 10-15 minutes) and run the tests; PYTEST_ARGS=...
+	@tools/setup_env.sh test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+setup: ## set up everything that `make test` needs, without running it
+	@tools/setup_env.sh test
+
+lint: $(BIN)/ruff ## check the formatting and the usual slips
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
+
+format: $(BIN)/ruff ## format Python, C++ and CUDA
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
+
+$(BIN)/ruff: requirements/lint.txt
+	@test -x $(BIN)/python || tools/setup_env.sh demo
+	$(BIN)/python -m pip install --quiet -r requirements/lint.txt
+	@touch $@
+
+check-cuda: ## compile every CUDA source for sm_80 and sm_90, where nvcc is present
+	@PYTHON=$(BIN)/python .ci/check_cuda.sh
+
+doctor: ## say what is installed, what is missing and what mends it
+	@$(BIN)/python -m sapa_mm.doctor
+
+clean: ## remove what builds and test runs leave
+	rm -rf build dist *.egg-info sapa_mm/*.so sapa_mm/.mim .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/sapa_mm-stamps/package
+
+clean-venv: ## remove the virtual environment (compiled mmcv wheels stay in ~/.cache/sapa_mm)
+	rm -rf $(VENV)
