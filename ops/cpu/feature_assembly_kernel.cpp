@@ -24,19 +24,21 @@ void forward(const at::Tensor& feature, const at::Tensor& kernels_map, int K, in
     const int64_t width = round_up(tiling.tile_width, kLanes), padded = round_up(width + K - 1, kLanes);
     Ring<scalar_t, T> features(feature, K, padded);
     Buffer<T> weights(kMaxSlots * taps * width), mixed(kMaxSlots * kChannelBlock * width);
+    Packer<scalar_t, T> packer(columns, tiling.tile_width, std::max(taps, kChannelBlock));
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& span, const Span& cell_rows) {
       const Map<scalar_t> weight_map(kernels_map, n), output_map(output, n);
+      packer.set_span(span);
       for (int64_t y = cell_rows.begin; y < cell_rows.end; ++y) {
         const Window<T> window = features.at(n, y, span, y > cell_rows.begin);
         for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
           for (int64_t group = 0; group < groups; ++group) {
-            pack_positions(weight_map, group * taps, taps, columns, chunk, span, weights.get(), width);
+            packer.pack(weight_map, group * taps, taps, chunk, weights.get(), width);
             const int64_t first = group * channels_per_group, last = first + channels_per_group;
             for (int64_t c = first; c < last; c += kChannelBlock) {
               const int64_t channels = std::min(kChannelBlock, last - c);
               kernels.assemble(weights.get(), width, window.from_channel(c), channels, chunk.slots(), width,
                                mixed.get(), width);
-              unpack_positions(mixed.get(), width, channels, columns, chunk, span, output_map, c);
+              packer.unpack(mixed.get(), width, channels, chunk, output_map, c);
             }
           }
         });
@@ -64,8 +66,13 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
         weight_grads(kMaxSlots * taps * width);
     T *grads = grad_buffer.get() + kLanes, *weights = weight_buffer.get() + kLanes;
 
+    Packer<scalar_t, T> packer(columns, tiling.tile_width + 2 * radius, std::max(taps, kChannelBlock));
+    Packer<scalar_t, T> owned_packer(columns, tiling.tile_width, taps);
+
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& owned, const Span& owned_rows) {
       const Span span{std::max<int64_t>(0, owned.begin - radius), std::min(columns.cells, owned.end + radius)};
+      packer.set_span(span);
+      owned_packer.set_span(owned);
       const Map<scalar_t> weight_map(kernels_map, n), grad_map(grad, n);
       bool is_next = false;
       for (int64_t y = owned_rows.begin - radius; y < owned_rows.end + radius; ++y) {
@@ -77,14 +84,14 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
           for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
             for (int64_t group = 0; group < groups; ++group) {
               if (needs_feature) {
-                pack_positions(weight_map, group * taps, taps, columns, chunk, span, weights, stride);
-                clear_unused(weights, taps, stride, padded, columns, chunk, span);
+                packer.pack(weight_map, group * taps, taps, chunk, weights, stride);
+                packer.clear_unused(weights, taps, stride, padded, chunk);
               }
               const int64_t first = group * channels_per_group, last = first + channels_per_group;
               for (int64_t c = first; c < last; c += kChannelBlock) {
                 const int64_t channels = std::min(kChannelBlock, last - c);
-                pack_positions(grad_map, c, channels, columns, chunk, span, grads, stride);
-                clear_unused(grads, channels, stride, padded, columns, chunk, span);
+                packer.pack(grad_map, c, channels, chunk, grads, stride);
+                packer.clear_unused(grads, channels, stride, padded, chunk);
                 if (needs_kernels && owns_row)
                   kernels.correlate(grads, stride, window.from_channel(c), channels, chunk.slots(), width,
                                     weight_grads.get(), width, c > first);
@@ -93,8 +100,8 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
               }
               if (needs_kernels && owns_row) {
                 const Map<scalar_t> grad_kernels_map(grad_kernels, n);
-                unpack_positions(weight_grads.get() + owned.begin - span.begin, width, taps, columns, chunk, owned,
-                                 grad_kernels_map, group * taps);
+                owned_packer.unpack(weight_grads.get() + owned.begin - span.begin, width, taps, chunk, grad_kernels_map,
+                                    group * taps);
               }
             }
           });

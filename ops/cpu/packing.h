@@ -20,17 +20,32 @@ namespace sapa_mm {
 template <typename scalar_t>
 using accumulate_t = at::opmath_type<scalar_t>;
 
+template <typename scalar_t>
+struct StoredAs {
+  using type = scalar_t;
+};
+template <>
+struct StoredAs<at::Half> {
+  using type = HalfBits;
+};
+template <>
+struct StoredAs<at::BFloat16> {
+  using type = BFloat16Bits;
+};
+
 // One image of an NCHW tensor of any strides.
 template <typename scalar_t>
 struct Map {
+  using Stored = typename StoredAs<scalar_t>::type;
+
   Map(const at::Tensor& x, int64_t n)
-      : data(x.const_data_ptr<scalar_t>() + n * x.stride(0)),
+      : data(reinterpret_cast<Stored*>(const_cast<scalar_t*>(x.const_data_ptr<scalar_t>())) + n * x.stride(0)),
         channel(x.stride(1)),
         row(x.stride(2)),
         column(x.stride(3)) {}
-  scalar_t* mutable_data() const { return const_cast<scalar_t*>(data); }
+  Stored* at(int64_t c, int64_t y, int64_t x) const { return data + c * channel + y * row + x * column; }
 
-  const scalar_t* data;
+  Stored* data;
   int64_t channel, row, column;
 };
 
@@ -89,118 +104,161 @@ struct Span {
   int64_t size() const { return end - begin; }
 };
 
-// Whether the slot is a position in every cell of the span.
-inline bool is_full(const Axis& columns, int64_t slot, const Span& span) {
-  if (columns.exact) return true;
-  for (int64_t cell = span.begin; cell < span.end; ++cell)
-    if (slot >= columns.count(cell)) return false;
-  return true;
-}
-
-// planes[(slot * channels + channel) * stride + cell - span.begin] = map(channel0 + channel, position); slots without
-// a position get zeros.
+// Moves the positions of a span of cells between a map and packed planes,
+//     planes[(slot * channels + channel) * stride + cell - span.begin],
+// a row of positions at a time. Slots without a position are packed as zeros and dropped on the way back.
 template <typename scalar_t, typename T>
-void pack_positions(const Map<scalar_t>& map, int64_t channel0, int64_t channels, const Axis& columns,
-                    const Chunk& chunk, const Span& span, T* planes, int64_t stride) {
-  for (int row = 0; row < chunk.rows; ++row) {
-    const scalar_t* line = map.data + (chunk.y + row) * map.row + channel0 * map.channel;
-    T* out = planes + row * chunk.columns * channels * stride;
-    if (columns.exact && map.column == 1 && columns.slots == chunk.columns && chunk.columns <= 2) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const scalar_t* source = line + c * map.channel + span.begin * columns.slots;
-        T *even = out + c * stride, *odd = out + (channels + c) * stride;
-        if (chunk.columns == 1)
-          for (int64_t i = 0; i < span.size(); ++i) even[i] = static_cast<T>(source[i]);
-        else
-          for (int64_t i = 0; i < span.size(); ++i) {
-            even[i] = static_cast<T>(source[2 * i]);
-            odd[i] = static_cast<T>(source[2 * i + 1]);
-          }
-      }
-      continue;
+class Packer {
+ public:
+  using Stored = typename StoredAs<scalar_t>::type;
+
+  Packer(const Axis& columns, int64_t max_cells, int64_t max_channels)
+      : columns_(columns),
+        kernels_(pack_kernels<T, Stored>()),
+        line_(max_cells * columns.slots),
+        stored_(max_cells * columns.slots),
+        blank_(max_channels),
+        addresses_(max_cells) {}
+
+  void set_span(const Span& span) {
+    span_ = span;
+    // Where neighbouring positions stand side by side in a line of `slots` places per cell.
+    runs_.clear();
+    for (int64_t cell = span.begin; cell < span.end; ++cell) {
+      const int64_t place = (cell - span.begin) * columns_.slots, count = columns_.count(cell);
+      if (count == 0) continue;
+      if (!runs_.empty() && runs_.back().place + runs_.back().size == place)
+        runs_.back().size += count;
+      else
+        runs_.push_back({columns_.first[cell], place, count});
     }
-    for (int slot = 0; slot < chunk.columns; ++slot) {
-      T* plane = out + slot * channels * stride;
-      const int64_t s = chunk.slot + slot;
-      if (map.channel == 1 && map.column != 1) {  // channels last: read lines of channels
-        for (int64_t cell = span.begin; cell < span.end; ++cell) {
-          const scalar_t* source = line + (columns.first[cell] + s) * map.column;
-          T* target = plane + cell - span.begin;
-          if (s < columns.count(cell))
-            for (int64_t c = 0; c < channels; ++c) target[c * stride] = static_cast<T>(source[c]);
-          else
-            for (int64_t c = 0; c < channels; ++c) target[c * stride] = T(0);
-        }
-      } else {
-        for (int64_t c = 0; c < channels; ++c)
-          for (int64_t cell = span.begin; cell < span.end; ++cell)
-            plane[c * stride + cell - span.begin] =
-                s < columns.count(cell) ? static_cast<T>(line[c * map.channel + (columns.first[cell] + s) * map.column])
-                                        : T(0);
-      }
-    }
+    clear_line();
   }
-}
 
-// The way back: map(channel0 + channel, position) = planes[...]; slots without a position are dropped.
-template <typename scalar_t, typename T>
-void unpack_positions(const T* planes, int64_t stride, int64_t channels, const Axis& columns, const Chunk& chunk,
-                      const Span& span, const Map<scalar_t>& map, int64_t channel0) {
-  for (int row = 0; row < chunk.rows; ++row) {
-    scalar_t* line = map.mutable_data() + (chunk.y + row) * map.row + channel0 * map.channel;
-    const T* in = planes + row * chunk.columns * channels * stride;
-    if (columns.exact && map.column == 1 && columns.slots == chunk.columns && chunk.columns <= 2) {
-      for (int64_t c = 0; c < channels; ++c) {
-        scalar_t* target = line + c * map.channel + span.begin * columns.slots;
-        const T *even = in + c * stride, *odd = in + (channels + c) * stride;
-        if (chunk.columns == 1)
-          for (int64_t i = 0; i < span.size(); ++i) target[i] = static_cast<scalar_t>(even[i]);
-        else
-          for (int64_t i = 0; i < span.size(); ++i) {
-            target[2 * i] = static_cast<scalar_t>(even[i]);
-            target[2 * i + 1] = static_cast<scalar_t>(odd[i]);
-          }
-      }
-      continue;
-    }
-    for (int slot = 0; slot < chunk.columns; ++slot) {
-      const T* plane = in + slot * channels * stride;
-      const int64_t s = chunk.slot + slot;
+  void pack(const Map<scalar_t>& map, int64_t channel0, int64_t channels, const Chunk& chunk, T* planes,
+            int64_t stride) {
+    for (int row = 0; row < chunk.rows; ++row) {
+      T* out = planes + row * chunk.columns * channels * stride;
       if (map.channel == 1 && map.column != 1) {
-        for (int64_t cell = span.begin; cell < span.end; ++cell) {
-          if (s >= columns.count(cell)) continue;
-          scalar_t* target = line + (columns.first[cell] + s) * map.column;
-          for (int64_t c = 0; c < channels; ++c)
-            target[c] = static_cast<scalar_t>(plane[c * stride + cell - span.begin]);
+        for (int slot = 0; slot < chunk.columns; ++slot) {
+          address(map, channel0, chunk.y + row, chunk.slot + slot);
+          kernels_.gather_columns(addresses_.data(), span_.size(), channels, out + slot * channels * stride, stride);
         }
-      } else {
-        for (int64_t c = 0; c < channels; ++c)
-          for (int64_t cell = span.begin; cell < span.end; ++cell)
-            if (s < columns.count(cell))
-              line[c * map.channel + (columns.first[cell] + s) * map.column] =
-                  static_cast<scalar_t>(plane[c * stride + cell - span.begin]);
+        continue;
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        const Stored* in = map.at(channel0 + c, chunk.y + row, 0);
+        T* plane = out + c * stride;
+        if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
+          in += span_.begin * columns_.slots;
+          if (columns_.slots == 1)
+            kernels_.widen(in, plane, span_.size());
+          else
+            kernels_.split(in, plane, plane + channels * stride, span_.size());
+          continue;
+        }
+        for (const Run& run : runs_) {
+          const Stored* source = in + run.position * map.column;
+          if (map.column != 1) {
+            for (int64_t i = 0; i < run.size; ++i) stored_.get()[i] = source[i * map.column];
+            source = stored_.get();
+          }
+          kernels_.widen(source, line_.get() + run.place, run.size);
+        }
+        if (columns_.slots == 2) {
+          pack_kernels<T, T>().split(line_.get(), plane, plane + channels * stride, span_.size());
+          continue;
+        }
+        for (int slot = 0; slot < chunk.columns; ++slot)
+          for (int64_t i = 0; i < span_.size(); ++i)
+            plane[slot * channels * stride + i] = line_.get()[i * columns_.slots + chunk.slot + slot];
       }
     }
   }
-}
 
-// Zeros where a plane has no position: slots that a cell lacks, and the columns after the span. What the loops computed
-// there must not reach others, not even as 0 * NaN.
-template <typename T>
-void clear_unused(T* planes, int64_t planes_per_slot, int64_t stride, int64_t width, const Axis& columns,
-                  const Chunk& chunk, const Span& span) {
-  for (int i = 0; i < chunk.slots(); ++i) {
-    const int64_t s = chunk.slot + i % chunk.columns;
-    const bool full = is_full(columns, s, span);
-    for (int64_t p = 0; p < planes_per_slot; ++p) {
-      T* plane = planes + (i * planes_per_slot + p) * stride;
-      std::fill(plane + span.size(), plane + width, T(0));
-      if (full) continue;
-      for (int64_t cell = span.begin; cell < span.end; ++cell)
-        if (s >= columns.count(cell)) plane[cell - span.begin] = T(0);
+  void unpack(const T* planes, int64_t stride, int64_t channels, const Chunk& chunk, const Map<scalar_t>& map,
+              int64_t channel0) {
+    for (int row = 0; row < chunk.rows; ++row) {
+      const T* in = planes + row * chunk.columns * channels * stride;
+      if (map.channel == 1 && map.column != 1) {
+        for (int slot = 0; slot < chunk.columns; ++slot) {
+          address(map, channel0, chunk.y + row, chunk.slot + slot);
+          kernels_.scatter_columns(in + slot * channels * stride, stride, span_.size(), channels, addresses_.data());
+        }
+        continue;
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        Stored* out = map.at(channel0 + c, chunk.y + row, 0);
+        const T* plane = in + c * stride;
+        if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
+          out += span_.begin * columns_.slots;
+          if (columns_.slots == 1)
+            kernels_.narrow(plane, out, span_.size());
+          else
+            kernels_.join(plane, plane + channels * stride, out, span_.size());
+          continue;
+        }
+        if (map.column == 1 && columns_.slots <= kMaxSlots) {  // the chunk has all slots: make a line of them
+          if (columns_.slots == 2)
+            pack_kernels<T, T>().join(plane, plane + channels * stride, line_.get(), span_.size());
+          else
+            for (int slot = 0; slot < chunk.columns; ++slot)
+              for (int64_t i = 0; i < span_.size(); ++i)
+                line_.get()[i * columns_.slots + slot] = plane[slot * channels * stride + i];
+          for (const Run& run : runs_) kernels_.narrow(line_.get() + run.place, out + run.position, run.size);
+          continue;
+        }
+        for (int slot = 0; slot < chunk.columns; ++slot) {
+          kernels_.narrow(plane + slot * channels * stride, stored_.get(), span_.size());
+          for (int64_t cell = span_.begin; cell < span_.end; ++cell)
+            if (chunk.slot + slot < columns_.count(cell))
+              out[(columns_.first[cell] + chunk.slot + slot) * map.column] = stored_.get()[cell - span_.begin];
+        }
+      }
+    }
+    clear_line();  // places without a position may have been written
+  }
+
+  // Zeros where a plane has no position: slots that a cell lacks, and the columns from the span up to `width`. What the
+  // loops computed there must not reach others, not even as 0 * NaN.
+  void clear_unused(T* planes, int64_t planes_per_slot, int64_t stride, int64_t width, const Chunk& chunk) const {
+    for (int i = 0; i < chunk.slots(); ++i) {
+      const int64_t s = chunk.slot + i % chunk.columns;
+      for (int64_t p = 0; p < planes_per_slot; ++p) {
+        T* plane = planes + (i * planes_per_slot + p) * stride;
+        std::fill(plane + span_.size(), plane + width, T(0));
+        if (columns_.exact) continue;
+        for (int64_t cell = span_.begin; cell < span_.end; ++cell)
+          if (s >= columns_.count(cell)) plane[cell - span_.begin] = T(0);
+      }
     }
   }
-}
+
+ private:
+  struct Run {
+    int64_t position, place, size;
+  };
+
+  // Addresses of the channels of one slot of every cell; of a blank where a cell lacks it.
+  void address(const Map<scalar_t>& map, int64_t channel0, int64_t y, int64_t slot) {
+    for (int64_t cell = span_.begin; cell < span_.end; ++cell)
+      addresses_[cell - span_.begin] =
+          slot < columns_.count(cell) ? map.at(channel0, y, columns_.first[cell] + slot) : blank_.get();
+  }
+
+  // Places without a position are zero.
+  void clear_line() {
+    if (!columns_.exact) std::memset(line_.get(), 0, span_.size() * columns_.slots * sizeof(T));
+  }
+
+  const Axis& columns_;
+  const PackKernels<T, Stored>& kernels_;
+  Span span_{0, 0};
+  std::vector<Run> runs_;
+  Buffer<T> line_;
+  Buffer<Stored> stored_, blank_;
+  std::vector<Stored*> addresses_;
+};
 
 // Rows of a low-resolution map around a row of cells, padded with zeros: a ring of kernel_size rows, so that the next
 // row of cells needs one new row. Column 0 of a packed row is column span.begin - radius of the map.
@@ -238,24 +296,28 @@ class Ring {
     const int64_t begin = std::max<int64_t>(0, -origin);
     const int64_t end = std::min(span.size() + 2 * radius, x_.size(3) - origin);
     const Map<scalar_t> map(x_, n);
-    const scalar_t* line = map.data + y * map.row + origin * map.column;
+    const auto& kernels = pack_kernels<T, typename Map<scalar_t>::Stored>();
     for (int64_t c = 0; c < channels; ++c) {
       std::fill(out + c * width_, out + c * width_ + begin, T(0));
       std::fill(out + c * width_ + end, out + (c + 1) * width_, T(0));
     }
     if (map.channel == 1 && map.column != 1) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t c = 0; c < channels; ++c) out[c * width_ + i] = static_cast<T>(line[i * map.column + c]);
-    } else if (map.column == 1) {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = begin; i < end; ++i) out[c * width_ + i] = static_cast<T>(line[c * map.channel + i]);
-    } else {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = begin; i < end; ++i)
-          out[c * width_ + i] = static_cast<T>(line[c * map.channel + i * map.column]);
+      columns_.resize(end - begin);
+      for (int64_t i = begin; i < end; ++i) columns_[i - begin] = map.at(0, y, origin + i);
+      kernels.gather_columns(columns_.data(), end - begin, channels, out + begin, width_);
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto* in = map.at(c, y, origin + begin);
+      T* plane = out + c * width_ + begin;
+      if (map.column == 1)
+        kernels.widen(in, plane, end - begin);
+      else
+        for (int64_t i = 0; i < end - begin; ++i) kernels.widen(in + i * map.column, plane + i, 1);
     }
   }
 
+  std::vector<typename Map<scalar_t>::Stored*> columns_;
   const at::Tensor x_;
   const int kernel_size_;
   const int64_t width_, row_size_;
@@ -286,22 +348,27 @@ class SumRing {
   // Write the columns `owned` of row y; column 0 of the packed row is column `origin` of the map.
   void write(int64_t n, int64_t y, const Span& owned, int64_t origin) {
     const Map<scalar_t> map(grad_, n);
-    const T* in = row(y);
-    scalar_t* line = map.mutable_data() + y * map.row;
+    const auto& kernels = pack_kernels<T, typename Map<scalar_t>::Stored>();
+    const T* in = row(y) + owned.begin - origin;
     if (map.channel == 1 && map.column != 1) {
-      for (int64_t x = owned.begin; x < owned.end; ++x)
-        for (int64_t c = 0; c < grad_.size(1); ++c)
-          line[x * map.column + c] = static_cast<scalar_t>(in[c * width_ + x - origin]);
-    } else {
-      for (int64_t c = 0; c < grad_.size(1); ++c)
-        for (int64_t x = owned.begin; x < owned.end; ++x)
-          line[c * map.channel + x * map.column] = static_cast<scalar_t>(in[c * width_ + x - origin]);
+      columns_.resize(owned.size());
+      for (int64_t i = 0; i < owned.size(); ++i) columns_[i] = map.at(0, y, owned.begin + i);
+      kernels.scatter_columns(in, width_, owned.size(), grad_.size(1), columns_.data());
+      return;
+    }
+    for (int64_t c = 0; c < grad_.size(1); ++c) {
+      auto* out = map.at(c, y, owned.begin);
+      if (map.column == 1)
+        kernels.narrow(in + c * width_, out, owned.size());
+      else
+        for (int64_t i = 0; i < owned.size(); ++i) kernels.narrow(in + c * width_ + i, out + i * map.column, 1);
     }
   }
 
  private:
   T* row(int64_t y) const { return rows_.get() + (y + 2 * kernel_size_) % kernel_size_ * row_size_; }
 
+  std::vector<typename Map<scalar_t>::Stored*> columns_;
   const at::Tensor grad_;
   const int kernel_size_;
   const int64_t width_, row_size_;

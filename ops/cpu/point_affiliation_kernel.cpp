@@ -38,14 +38,16 @@ void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
     Ring<scalar_t, T> keys(key, K, padded), values(value, K, padded);
     Buffer<T> queries(kMaxSlots * D * width), weights(kMaxSlots * taps * width), normalizers(kMaxSlots * width),
         mixed(kMaxSlots * kChannelBlock * width);
+    Packer<scalar_t, T> packer(columns, tiling.tile_width, std::max(D, kChannelBlock));
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& span, const Span& cell_rows) {
       const Map<scalar_t> query_map(query, n), output_map(output, n);
       T* normalizer_map = normalizer.mutable_data_ptr<T>() + n * H * W;
+      packer.set_span(span);
       for (int64_t y = cell_rows.begin; y < cell_rows.end; ++y) {
         const Window<T> key_window = keys.at(n, y, span, y > cell_rows.begin);
         const Window<T> value_window = values.at(n, y, span, y > cell_rows.begin);
         for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
-          pack_positions(query_map, 0, D, columns, chunk, span, queries.get(), width);
+          packer.pack(query_map, 0, D, chunk, queries.get(), width);
           kernels.correlate(queries.get(), width, key_window, D, chunk.slots(), width, weights.get(), width, false);
           for (int slot = 0; slot < chunk.slots(); ++slot)
             kernels.normalize(weights.get() + slot * taps * width, width, taps, width, normalization,
@@ -56,7 +58,7 @@ void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
             const int64_t channels = std::min(kChannelBlock, C - c);
             kernels.assemble(weights.get(), width, value_window.from_channel(c), channels, chunk.slots(), width,
                              mixed.get(), width);
-            unpack_positions(mixed.get(), width, channels, columns, chunk, span, output_map, c);
+            packer.unpack(mixed.get(), width, channels, chunk, output_map, c);
           }
         });
       }
@@ -94,8 +96,13 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
     T *weights = weight_buffer.get() + kLanes, *score_grads = score_grad_buffer.get() + kLanes;
     T* scores = normalization == Normalization::kSoftmax ? weights : score_buffer.get() + kLanes;
 
+    Packer<scalar_t, T> packer(columns, tiling.tile_width + 2 * radius, std::max(D, kChannelBlock));
+    Packer<scalar_t, T> owned_packer(columns, tiling.tile_width, D);
+
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& owned, const Span& owned_rows) {
       const Span span{std::max<int64_t>(0, owned.begin - radius), std::min(columns.cells, owned.end + radius)};
+      packer.set_span(span);
+      owned_packer.set_span(owned);
       const Map<scalar_t> query_map(query, n), grad_map(grad, n);
       T* normalizer_map = const_cast<T*>(normalizer.const_data_ptr<T>()) + n * H * W;
       bool is_next = false;
@@ -108,8 +115,8 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
           is_next = true;
           for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
             const int slots = chunk.slots();
-            pack_positions(query_map, 0, D, columns, chunk, span, queries, stride);
-            clear_unused(queries, D, stride, padded, columns, chunk, span);
+            packer.pack(query_map, 0, D, chunk, queries, stride);
+            packer.clear_unused(queries, D, stride, padded, chunk);
             kernels.correlate(queries, stride, key_window, D, slots, width, weights, stride, false);
             if (scores != weights) std::copy(weights, weights + slots * taps * stride - kLanes, scores);
             std::fill(normalizers.get(), normalizers.get() + kMaxSlots * width, T(1));
@@ -118,12 +125,12 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
             for (int slot = 0; slot < slots; ++slot)
               kernels.weights_again(weights + slot * taps * stride, stride, taps, width, normalization,
                                     normalizers.get() + slot * width);
-            clear_unused(weights, taps, stride, padded, columns, chunk, span);
+            packer.clear_unused(weights, taps, stride, padded, chunk);
 
             for (int64_t c = 0; c < C; c += kChannelBlock) {
               const int64_t channels = std::min(kChannelBlock, C - c);
-              pack_positions(grad_map, c, channels, columns, chunk, span, grads, stride);
-              clear_unused(grads, channels, stride, padded, columns, chunk, span);
+              packer.pack(grad_map, c, channels, chunk, grads, stride);
+              packer.clear_unused(grads, channels, stride, padded, chunk);
               if (needs_scores)
                 kernels.correlate(grads, stride, value_window.from_channel(c), channels, slots, width, score_grads,
                                   stride, c > 0);
@@ -136,13 +143,12 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
               kernels.normalize_backward(weights + at, scores + at, score_grads + at, stride, taps, width,
                                          normalization, normalizers.get() + slot * width);
             }
-            clear_unused(score_grads, taps, stride, padded, columns, chunk, span);
+            packer.clear_unused(score_grads, taps, stride, padded, chunk);
             if (needs_key) kernels.spread(score_grads, stride, queries, stride, into_keys, D, slots, padded);
             if (needs_query && owns_row) {
               kernels.assemble(score_grads, stride, key_window, D, slots, width, grad_queries.get(), width);
               const Map<scalar_t> grad_query_map(grad_query, n);
-              unpack_positions(grad_queries.get() + owned.begin - span.begin, width, D, columns, chunk, owned,
-                               grad_query_map, 0);
+              owned_packer.unpack(grad_queries.get() + owned.begin - span.begin, width, D, chunk, grad_query_map, 0);
             }
           });
         }

@@ -9,16 +9,22 @@ namespace sapa_mm {
 namespace plain {
 template <typename T>
 const RowKernels<T>& kernels();
-}
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels();
+}  // namespace plain
 #if defined(__x86_64__)
 namespace avx2 {
 template <typename T>
 const RowKernels<T>& kernels();
-}
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels();
+}  // namespace avx2
 namespace avx512 {
 template <typename T>
 const RowKernels<T>& kernels();
-}
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels();
+}  // namespace avx512
 #endif
 
 // ATEN_CPU_CAPABILITY, torch's own variable ("default", "avx2", "avx512"), lowers the choice.
@@ -38,16 +44,31 @@ const char* cpu_capability() {
   return chosen;
 }
 
+#if defined(__x86_64__)
+#define SAPA_MM_CHOOSE(FUNCTION)                                               \
+  if (std::strcmp(cpu_capability(), "avx512") == 0) return avx512::FUNCTION(); \
+  if (std::strcmp(cpu_capability(), "avx2") == 0) return avx2::FUNCTION();     \
+  return plain::FUNCTION();
+#else
+#define SAPA_MM_CHOOSE(FUNCTION) return plain::FUNCTION();
+#endif
+
 template <typename T>
 const RowKernels<T>& row_kernels() {
-#if defined(__x86_64__)
-  if (std::strcmp(cpu_capability(), "avx512") == 0) return avx512::kernels<T>();
-  if (std::strcmp(cpu_capability(), "avx2") == 0) return avx2::kernels<T>();
-#endif
-  return plain::kernels<T>();
+  SAPA_MM_CHOOSE(template kernels<T>)
+}
+
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels() {
+#define SAPA_MM_PACK pack_kernels<T, Stored>
+  SAPA_MM_CHOOSE(template SAPA_MM_PACK)
 }
 
 template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
+template const PackKernels<float, float>& pack_kernels<float, float>();
+template const PackKernels<double, double>& pack_kernels<double, double>();
+template const PackKernels<float, HalfBits>& pack_kernels<float, HalfBits>();
+template const PackKernels<float, BFloat16Bits>& pack_kernels<float, BFloat16Bits>();
 
 }  // namespace sapa_mm

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace sapa_mm {
 
@@ -71,11 +72,30 @@ struct RowKernels {
                              Normalization normalization, const T* normalizer);
 };
 
+// The bits of the two narrow types.
+enum class HalfBits : uint16_t {};
+enum class BFloat16Bits : uint16_t {};
+
+// Between rows of tensors, whose elements are Stored, and planes of T.
+template <typename T, typename Stored>
+struct PackKernels {
+  void (*widen)(const Stored* in, T* out, int64_t size);
+  void (*narrow)(const T* in, Stored* out, int64_t size);
+  // Positions 2i and 2i + 1, for i < size.
+  void (*split)(const Stored* in, T* even, T* odd, int64_t size);
+  void (*join)(const T* even, const T* odd, Stored* out, int64_t size);
+  // out[channel * stride + i] = columns[i][channel], for i < size, and back.
+  void (*gather_columns)(const Stored* const* columns, int64_t size, int64_t channels, T* out, int64_t stride);
+  void (*scatter_columns)(const T* in, int64_t stride, int64_t size, int64_t channels, Stored* const* columns);
+};
+
 // The loops compiled for the widest vectors that this processor has.
 template <typename T>
 const RowKernels<T>& row_kernels();
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels();
 
-// Name of what row_kernels() chose: "avx512", "avx2" or "plain".
+// Name of what was chosen: "avx512", "avx2" or "plain".
 const char* cpu_capability();
 
 }  // namespace sapa_mm

@@ -374,12 +374,231 @@ void normalize_backward(const T* weights, const T* scores, T* grads, int64_t str
   }
 }
 
+// ---- packing -------------------------------------------------------------------------------------------------------
+// Half and bfloat16 come as their bits and are widened and rounded (to nearest even) with integer operations, which
+// every instruction set has.
+
+typedef uint32_t Bits __attribute__((vector_size(SAPA_MM_VECTOR_BYTES)));
+typedef uint16_t NarrowBits __attribute__((vector_size(SAPA_MM_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+template <typename T, typename Stored>
+struct Convert;
+
+template <typename T>
+struct Convert<T, T> {
+  static SAPA_MM_INLINE Vector<T> read(const T* p) { return load(p); }
+  static SAPA_MM_INLINE void write(T* p, Vector<T> v) { store(p, v); }
+};
+
+template <>
+struct Convert<float, BFloat16Bits> {
+  static SAPA_MM_INLINE Vector<float> read(const BFloat16Bits* p) {
+    return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const NarrowBits*>(p), Bits) << 16);
+  }
+  static SAPA_MM_INLINE void write(BFloat16Bits* p, Vector<float> v) {
+    const Bits bits = (Bits)v;
+    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits quiet = (bits >> 16) | 0x40;  // NaN stays NaN
+    *reinterpret_cast<NarrowBits*>(p) = __builtin_convertvector(v == v ? rounded : quiet, NarrowBits);
+  }
+};
+
+template <>
+struct Convert<float, HalfBits> {
+  static SAPA_MM_INLINE Vector<float> read(const HalfBits* p) {
+    const Bits h = __builtin_convertvector(*reinterpret_cast<const NarrowBits*>(p), Bits);
+    const Bits magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000u;
+    const Bits zero = {};
+    const Bits normal = magnitude + (112u << 23);  // exponent bias 127 instead of 15
+    const Bits special = magnitude + (224u << 23);
+    const Bits subnormal = (Bits)((Vector<float>)(magnitude + (113u << 23)) - (Vector<float>)(zero + (113u << 23)));
+    Bits result = exponent == 0x0f800000u ? special : normal;
+    result = exponent == 0u ? subnormal : result;
+    return (Vector<float>)(result | ((h & 0x8000) << 16));
+  }
+  static SAPA_MM_INLINE void write(HalfBits* p, Vector<float> v) {
+    const Bits bits = (Bits)v, sign = bits & 0x80000000u, magnitude = bits ^ sign, zero = {};
+    const Bits normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Bits magic = zero + (126u << 23);  // the ulp of 0.5 is the least subnormal half
+    const Bits subnormal = (Bits)((Vector<float>)magnitude + (Vector<float>)magic) - magic;
+    Bits result = magnitude < (113u << 23) ? subnormal : normal;
+    result = magnitude >= (143u << 23) ? zero + 0x7c00 : result;
+    result = magnitude > (255u << 23) ? zero + 0x7e00 : result;
+    *reinterpret_cast<NarrowBits*>(p) = __builtin_convertvector(result | (sign >> 16), NarrowBits);
+  }
+};
+
+// One element by way of a whole vector.
+template <typename T, typename Stored>
+SAPA_MM_INLINE T read_one(const Stored* p) {
+  Stored buffer[lanes<T>()] = {};
+  buffer[0] = *p;
+  return Convert<T, Stored>::read(buffer)[0];
+}
+template <typename T, typename Stored>
+SAPA_MM_INLINE void write_one(Stored* p, T value) {
+  Stored buffer[lanes<T>()];
+  Vector<T> v = {};
+  v[0] = value;
+  Convert<T, Stored>::write(buffer, v);
+  *p = buffer[0];
+}
+
+// The even (or odd) elements of two vectors, and two vectors interleaved (first or second half).
+template <typename T>
+struct Shuffle {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(SAPA_MM_VECTOR_BYTES)));
+  typedef T Aligned __attribute__((vector_size(SAPA_MM_VECTOR_BYTES)));
+
+  static SAPA_MM_INLINE Vector<T> pick(Vector<T> a, Vector<T> b, Index index) {
+#if defined(__clang__)  // has no shuffle by a vector of indices, but sees one here
+    Vector<T> result;
+    for (int i = 0; i < lanes<T>(); ++i) result[i] = index[i] < lanes<T>() ? a[index[i]] : b[index[i] - lanes<T>()];
+    return result;
+#else
+    return __builtin_shuffle((Aligned)a, (Aligned)b, index);
+#endif
+  }
+  static SAPA_MM_INLINE Vector<T> every_second(Vector<T> a, Vector<T> b, int from) {
+    Index index;
+    for (int i = 0; i < lanes<T>(); ++i) index[i] = 2 * i + from;
+    return pick(a, b, index);
+  }
+  static SAPA_MM_INLINE Vector<T> interleaved(Vector<T> a, Vector<T> b, int half) {
+    Index index;
+    for (int i = 0; i < lanes<T>(); ++i) index[i] = half * lanes<T>() / 2 + i / 2 + i % 2 * lanes<T>();
+    return pick(a, b, index);
+  }
+};
+
+template <typename T, typename Stored>
+void widen(const Stored* in, T* out, int64_t size) {
+  int64_t i = 0;
+  for (; i + lanes<T>() <= size; i += lanes<T>()) store(out + i, Convert<T, Stored>::read(in + i));
+  for (; i < size; ++i) out[i] = read_one<T>(in + i);
+}
+
+template <typename T, typename Stored>
+void narrow(const T* in, Stored* out, int64_t size) {
+  int64_t i = 0;
+  for (; i + lanes<T>() <= size; i += lanes<T>()) Convert<T, Stored>::write(out + i, load(in + i));
+  for (; i < size; ++i) write_one(out + i, in[i]);
+}
+
+template <typename T, typename Stored>
+void split(const Stored* in, T* even, T* odd, int64_t size) {
+  constexpr int L = lanes<T>();
+  int64_t i = 0;
+  for (; i + L <= size; i += L) {
+    const Vector<T> a = Convert<T, Stored>::read(in + 2 * i), b = Convert<T, Stored>::read(in + 2 * i + L);
+    store(even + i, Shuffle<T>::every_second(a, b, 0));
+    store(odd + i, Shuffle<T>::every_second(a, b, 1));
+  }
+  for (; i < size; ++i) {
+    even[i] = read_one<T>(in + 2 * i);
+    odd[i] = read_one<T>(in + 2 * i + 1);
+  }
+}
+
+template <typename T, typename Stored>
+void join(const T* even, const T* odd, Stored* out, int64_t size) {
+  constexpr int L = lanes<T>();
+  int64_t i = 0;
+  for (; i + L <= size; i += L) {
+    const Vector<T> a = load(even + i), b = load(odd + i);
+    Convert<T, Stored>::write(out + 2 * i, Shuffle<T>::interleaved(a, b, 0));
+    Convert<T, Stored>::write(out + 2 * i + L, Shuffle<T>::interleaved(a, b, 1));
+  }
+  for (; i < size; ++i) {
+    write_one(out + 2 * i, even[i]);
+    write_one(out + 2 * i + 1, odd[i]);
+  }
+}
+
+// A square of vectors, transposed in place: each round interleaves the first half of the rows with the second.
+template <typename T>
+SAPA_MM_INLINE void transpose_square(Vector<T>* rows) {
+  constexpr int L = lanes<T>();
+#pragma GCC unroll 4
+  for (int round = 1; round < L; round *= 2) {
+    Vector<T> next[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = Shuffle<T>::interleaved(rows[i], rows[i + L / 2], 0);
+      next[2 * i + 1] = Shuffle<T>::interleaved(rows[i], rows[i + L / 2], 1);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = next[i];
+  }
+}
+
+template <typename T, typename Stored>
+void gather_columns(const Stored* const* columns, int64_t size, int64_t channels, T* out, int64_t stride) {
+  constexpr int L = lanes<T>();
+  int64_t x = 0;
+  for (; x + L <= size; x += L) {
+    int64_t c = 0;
+    for (; c + L <= channels; c += L) {
+      Vector<T> square[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) square[i] = Convert<T, Stored>::read(columns[x + i] + c);
+      transpose_square<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(out + (c + i) * stride + x, square[i]);
+    }
+    for (; c < channels; ++c)
+      for (int i = 0; i < L; ++i) out[c * stride + x + i] = read_one<T>(columns[x + i] + c);
+  }
+  for (; x < size; ++x)
+    for (int64_t c = 0; c < channels; ++c) out[c * stride + x] = read_one<T>(columns[x] + c);
+}
+
+template <typename T, typename Stored>
+void scatter_columns(const T* in, int64_t stride, int64_t size, int64_t channels, Stored* const* columns) {
+  constexpr int L = lanes<T>();
+  int64_t x = 0;
+  for (; x + L <= size; x += L) {
+    int64_t c = 0;
+    for (; c + L <= channels; c += L) {
+      Vector<T> square[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) square[i] = load(in + (c + i) * stride + x);
+      transpose_square<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) Convert<T, Stored>::write(columns[x + i] + c, square[i]);
+    }
+    for (; c < channels; ++c)
+      for (int i = 0; i < L; ++i) write_one(columns[x + i] + c, in[c * stride + x + i]);
+  }
+  for (; x < size; ++x)
+    for (int64_t c = 0; c < channels; ++c) write_one(columns[x] + c, in[c * stride + x]);
+}
+
 template <typename T>
 const RowKernels<T>& kernels() {
   static const RowKernels<T> table = {correlate<T>, assemble<T>,      spread<T>,
                                       normalize<T>, weights_again<T>, normalize_backward<T>};
   return table;
 }
+
+template <typename T, typename Stored>
+const PackKernels<T, Stored>& pack_kernels() {
+  static const PackKernels<T, Stored> table = {widen<T, Stored>, narrow<T, Stored>,         split<T, Stored>,
+                                               join<T, Stored>,  gather_columns<T, Stored>, scatter_columns<T, Stored>};
+  return table;
+}
+
+#define SAPA_MM_INSTANTIATE                                                     \
+  template const RowKernels<float>& kernels<float>();                           \
+  template const RowKernels<double>& kernels<double>();                         \
+  template const PackKernels<float, float>& pack_kernels<float, float>();       \
+  template const PackKernels<double, double>& pack_kernels<double, double>();   \
+  template const PackKernels<float, HalfBits>& pack_kernels<float, HalfBits>(); \
+  template const PackKernels<float, BFloat16Bits>& pack_kernels<float, BFloat16Bits>();
+
+SAPA_MM_INSTANTIATE
+
+#undef SAPA_MM_INSTANTIATE
 
 #undef SAPA_MM_INLINE
 

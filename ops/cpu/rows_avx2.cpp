@@ -16,11 +16,6 @@
 #define SAPA_MM_VECTOR_BYTES 32
 #include "rows.inl"
 
-namespace sapa_mm {
-template const RowKernels<float>& avx2::kernels<float>();
-template const RowKernels<double>& avx2::kernels<double>();
-}  // namespace sapa_mm
-
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

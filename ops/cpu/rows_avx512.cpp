@@ -17,11 +17,6 @@
 #define SAPA_MM_VECTOR_BYTES 64
 #include "rows.inl"
 
-namespace sapa_mm {
-template const RowKernels<float>& avx512::kernels<float>();
-template const RowKernels<double>& avx512::kernels<double>();
-}  // namespace sapa_mm
-
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

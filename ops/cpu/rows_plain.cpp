@@ -5,8 +5,3 @@
 #define SAPA_MM_ISA plain
 #define SAPA_MM_VECTOR_BYTES 16
 #include "rows.inl"
-
-namespace sapa_mm {
-template const RowKernels<float>& plain::kernels<float>();
-template const RowKernels<double>& plain::kernels<double>();
-}  // namespace sapa_mm
