@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Train the model of an mmseg or mmdet config."""
+
+from _common import build_runner, check_checkpoint, check_data, fail, load_config, make_parser, register_toolbox
+from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a value, from the latest one in the work dir, if there is one',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    return parser.parse_args()
+
+
+def set_amp(cfg, wanted):
+    """Turn mixed precision on if ``wanted``, and choose the wrapper that fits the device."""
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if wanted and kind == 'OptimWrapper':
+        kind = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif wanted and kind not in ('AmpOptimWrapper', 'sapa_mm.CPUAmpOptimWrapper'):
+        fail(f'--amp needs a config with optim_wrapper.type OptimWrapper, not {kind}')
+    if kind == 'AmpOptimWrapper' and get_device() == 'cpu':
+        # mmengine's wrapper refuses to work on a CPU; bfloat16 has the range of float32 and needs no loss scale.
+        kind = 'sapa_mm.CPUAmpOptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(name, None)
+    wrapper.type = kind
+
+
+def set_resume(cfg, resume):
+    """Choose the checkpoint to start from, and make sure that it can be read before anything is written."""
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    start = cfg.get('load_from')
+    if cfg.get('resume') and start is None:
+        start = find_latest_checkpoint(cfg.work_dir)
+    if start is not None:
+        check_checkpoint(start, resume=cfg.get('resume', False))
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args, needs=('train_dataloader', 'train_cfg', 'optim_wrapper'))
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    set_resume(cfg, args.resume)
+    set_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        if not {'enable', 'base_batch_size'} <= cfg.get('auto_scale_lr', {}).keys():
+            fail(f'--auto-scale-lr needs auto_scale_lr.enable and auto_scale_lr.base_batch_size in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    hooks = cfg.get('custom_hooks') or []
+    if all(hook['type'] != 'sapa_mm.ExactResumeHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='sapa_mm.ExactResumeHook')]
+    register_toolbox(cfg)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
