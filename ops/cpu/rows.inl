@@ -349,11 +349,18 @@ void weights_again(T* scores, int64_t stride, int taps, int64_t width, Normaliza
   for (int64_t x = 0; x < width; x += lanes<T>()) {
     T* column = scores + x;
     const Vector<T> n = load(normalizer + x);
+    Vector<T> sum = {};
     for (int t = 0; t < taps; ++t) {
       const Vector<T> score = load(column + t * stride);
-      store(column + t * stride,
-            normalization == Normalization::kSoftmax ? exponential(score - n) : positive<T>(score, normalization) / n);
+      const Vector<T> weight =
+          normalization == Normalization::kSoftmax ? exponential(score - n) : positive<T>(score, normalization) / n;
+      sum += weight;
+      store(column + t * stride, weight);
     }
+    if (normalization != Normalization::kSoftmax) continue;
+    // A large normaliser is rounded coarsely, for all taps alike; the sum takes that out again.
+    const Vector<T> zero = {}, scale = (zero + T(1)) / sum;
+    for (int t = 0; t < taps; ++t) store(column + t * stride, load(column + t * stride) * scale);
   }
 }
 
