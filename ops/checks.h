@@ -23,4 +23,10 @@ inline void check_map(const at::Tensor& reference, const char* reference_name, c
                     reference.size(0), " and ", x.size(0));
 }
 
+// A map without positions cannot fill an output that has some.
+inline void check_not_empty(const at::Tensor& x, const char* name, int64_t height, int64_t width) {
+  TORCH_CHECK_VALUE(x.size(2) * x.size(3) > 0, name, " is empty, ", x.sizes(), ", where the output has size ", height,
+                    " x ", width);
+}
+
 }  // namespace sapa_mm

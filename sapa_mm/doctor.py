@@ -58,10 +58,13 @@ def examine() -> list[tuple[str, str, str, str]]:
 
     # a failure of this import is the package's own: it goes up to main
     from sapa_mm.ops import backend
-    from sapa_mm.ops.library import unavailable_reason
+    from sapa_mm.ops.library import native_devices, unavailable_reason
 
     reason = unavailable_reason
-    found = f'{backend()} operators' + (f': {reason}' if reason else '')
+    if not reason and torch.cuda.is_available() and 'cuda' not in native_devices:
+        reason = 'built without CUDA kernels: the reference runs on the GPU'
+    found = ' for '.join(filter(None, (f'{backend()} operators', ' and '.join(native_devices))))
+    found += f': {reason}' if reason else ''
     rows.append(('sapa_mm.ops', 'missing' if reason else 'ok', found, REBUILD if reason else ''))
 
     for module, (distributions, purpose) in STACK.items():

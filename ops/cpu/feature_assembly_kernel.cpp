@@ -120,8 +120,7 @@ at::Tensor feature_assembly_cpu(const at::Tensor& feature, const at::Tensor& ker
   at::Tensor output = at::empty({feature.size(0), feature.size(1), kernels.size(2), kernels.size(3)}, feature.options(),
                                 feature.suggest_memory_format());
   if (output.numel() == 0) return output;
-  TORCH_CHECK_VALUE(feature.size(2) * feature.size(3) > 0, "feature is empty, ", feature.sizes(),
-                    ", where the output has size ", kernels.size(2), " x ", kernels.size(3));
+  check_not_empty(feature, "feature", kernels.size(2), kernels.size(3));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, feature.scalar_type(), "feature_assembly_cpu", [&] {
     forward<scalar_t>(feature, kernels, static_cast<int>(kernel_size), groups, output);
   });

@@ -170,8 +170,7 @@ std::tuple<at::Tensor, at::Tensor> point_affiliation_cpu(const at::Tensor& query
   at::Tensor output = at::empty({N, value.size(1), H, W}, value.options(), value.suggest_memory_format());
   at::Tensor normalizer = at::empty({N, H, W}, query.options().dtype(at::toOpMathType(query.scalar_type())));
   if (query.size(0) * H * W == 0) return {output, normalizer};
-  TORCH_CHECK_VALUE(key.size(2) * key.size(3) > 0, "key is empty, ", key.sizes(), ", where the output has size ", H,
-                    " x ", W);
+  check_not_empty(key, "key", H, W);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, query.scalar_type(), "point_affiliation_cpu", [&] {
     forward<scalar_t>(query, key, value, static_cast<int>(kernel_size), static_cast<Normalization>(normalization),
                       output, normalizer);

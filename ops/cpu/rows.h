@@ -13,12 +13,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../normalization.h"
+
 namespace sapa_mm {
 
 constexpr int kMaxKernelSize = 15;
 constexpr int kMaxSlots = 4;
-constexpr double kEpsilon = 1e-6;  // sapa_mm.ops.reference.EPS
-constexpr int kLanes = 16;         // columns are padded to a multiple of the widest vector of float
+constexpr int kLanes = 16;  // columns are padded to a multiple of the widest vector of float
 
 template <typename T>
 struct Window {
@@ -45,8 +46,6 @@ struct MutableWindow {
     return window;
   }
 };
-
-enum class Normalization : int64_t { kSoftmax = 0, kRelu = 1, kSigmoid = 2, kSoftplus = 3 };
 
 template <typename T>
 struct RowKernels {

@@ -29,9 +29,17 @@ def is_loaded() -> bool:
     return unavailable_reason is None
 
 
+#: Device types that the library was built for: ``'cpu'``, ``'cuda'`` or both; empty where it is not loaded.
+native_devices = tuple(
+    device
+    for device in ('cpu', 'cuda')
+    if is_loaded() and torch._C._dispatch_has_kernel_for_dispatch_key('sapa_mm::point_affiliation', device.upper())
+)
+
+
 def runs_native(x: torch.Tensor) -> bool:
     """Whether the compiled operators serve tensors like ``x``; the reference serves all other devices."""
-    return is_loaded() and isinstance(x, torch.Tensor) and x.device.type == 'cpu'
+    return isinstance(x, torch.Tensor) and x.device.type in native_devices
 
 
 def backend() -> str:

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of ops/cuda, compiled for the host, as C functions that test_cuda_on_host.py calls. `strides` are those
+// of the maps in the order of the arguments, four each; a null pointer is a gradient that is not wanted.
+#include "cuda_on_host.h"
+
+#include "../../ops/cuda/window_kernels.cuh"
+
+namespace sapa_mm {
+namespace {
+
+struct Stream {};
+
+struct Sizes {
+  int64_t N, D, C, H, W, h, w, kernel_size, groups;
+};
+
+template <typename T>
+View<T> view(T* data, int64_t n, int64_t c, int64_t height, int64_t width, const int64_t* strides) {
+  return {data, n, c, height, width, strides[0], strides[1], strides[2], strides[3]};
+}
+
+template <typename T>
+View<T> contiguous(T* data, int64_t n, int64_t c, int64_t height, int64_t width) {
+  return {data, n, c, height, width, c * height * width, height * width, width, 1};
+}
+
+template <typename T>
+void affiliation(const Sizes& s, const int64_t* strides, int64_t normalization, const T* query, const T* key,
+                 const T* value, T* output, T* normalizer) {
+  AffiliationForward<T, T, Stream>{view(query, s.N, s.D, s.H, s.W, strides),
+                                   view(key, s.N, s.D, s.h, s.w, strides + 4),
+                                   view(value, s.N, s.C, s.h, s.w, strides + 8),
+                                   s.kernel_size,
+                                   static_cast<Normalization>(normalization),
+                                   view(output, s.N, s.C, s.H, s.W, strides + 12),
+                                   normalizer,
+                                   {}}();
+}
+
+template <typename T>
+void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normalization, int64_t images, const T* query,
+                          const T* key, const T* value, const T* grad, const T* normalizer, T* grad_query, T* grad_key,
+                          T* grad_value) {
+  const int64_t taps = s.kernel_size * s.kernel_size;
+  std::vector<T> weights(images * taps * s.H * s.W), grad_scores(weights.size());
+  AffiliationBackward<T, T, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 12),
+                                    view(query, s.N, s.D, s.H, s.W, strides),
+                                    view(key, s.N, s.D, s.h, s.w, strides + 4),
+                                    view(value, s.N, s.C, s.h, s.w, strides + 8),
+                                    normalizer,
+                                    s.kernel_size,
+                                    static_cast<Normalization>(normalization),
+                                    contiguous(grad_query, s.N, s.D, s.H, s.W),
+                                    contiguous(grad_key, s.N, s.D, s.h, s.w),
+                                    contiguous(grad_value, s.N, s.C, s.h, s.w),
+                                    contiguous(grad_value ? weights.data() : nullptr, images, taps, s.H, s.W),
+                                    contiguous(grad_key ? grad_scores.data() : nullptr, images, taps, s.H, s.W),
+                                    images,
+                                    {}}();
+}
+
+template <typename T>
+void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, T* output) {
+  AssemblyForward<T, T, Stream>{view(feature, s.N, s.C, s.h, s.w, strides),
+                                view(kernels, s.N, s.groups * s.kernel_size * s.kernel_size, s.H, s.W, strides + 4),
+                                s.kernel_size,
+                                s.groups,
+                                view(output, s.N, s.C, s.H, s.W, strides + 8),
+                                {}}();
+}
+
+template <typename T>
+void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, const T* grad,
+                       T* grad_feature, T* grad_kernels) {
+  const int64_t channels = s.groups * s.kernel_size * s.kernel_size;
+  AssemblyBackward<T, T, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 8),
+                                 view(feature, s.N, s.C, s.h, s.w, strides),
+                                 view(kernels, s.N, channels, s.H, s.W, strides + 4),
+                                 s.kernel_size,
+                                 s.groups,
+                                 contiguous(grad_feature, s.N, s.C, s.h, s.w),
+                                 contiguous(grad_kernels, s.N, channels, s.H, s.W),
+                                 {}}();
+}
+
+}  // namespace
+}  // namespace sapa_mm
+
+using sapa_mm::Sizes;
+
+#define FOR_TYPE(T)                                                                                                    \
+  void affiliation_##T(const Sizes* s, const int64_t* strides, int64_t normalization, const T* query, const T* key,    \
+                       const T* value, T* output, T* normalizer) {                                                     \
+    sapa_mm::affiliation(*s, strides, normalization, query, key, value, output, normalizer);                           \
+  }                                                                                                                    \
+  void affiliation_backward_##T(const Sizes* s, const int64_t* strides, int64_t normalization, int64_t images,         \
+                                const T* query, const T* key, const T* value, const T* grad, const T* normalizer,      \
+                                T* grad_query, T* grad_key, T* grad_value) {                                           \
+    sapa_mm::affiliation_backward(*s, strides, normalization, images, query, key, value, grad, normalizer, grad_query, \
+                                  grad_key, grad_value);                                                               \
+  }                                                                                                                    \
+  void assembly_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels, T* output) {           \
+    sapa_mm::assembly(*s, strides, feature, kernels, output);                                                          \
+  }                                                                                                                    \
+  void assembly_backward_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels,               \
+                             const T* grad, T* grad_feature, T* grad_kernels) {                                        \
+    sapa_mm::assembly_backward(*s, strides, feature, kernels, grad, grad_feature, grad_kernels);                       \
+  }
+
+extern "C" {
+FOR_TYPE(float)
+FOR_TYPE(double)
+}
