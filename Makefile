@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CXX_SOURCES = $(shell find ops tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' 2>/dev/null)
 export PYTHON VENV
 
-.PHONY: help demo test setup lint format check-cuda doctor clean clean-venv
+.PHONY: help demo test test-sanitized setup lint format check-cuda doctor clean clean-venv
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,6 +19,15 @@ demo: ## set up, train SegFormer-B0 with SAPA on a generated data set, test it, 
 test: ## set up (first time: compiles mmcv's ops, 10-15 minutes) and run the tests; PYTEST_ARGS=...
 	@tools/setup_env.sh test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The library is built beside a copy of the package, so that the installed one stays as it is. Leaks are not looked for:
+# the interpreter's own would drown them.
+test-sanitized: ## build the CPU operators with AddressSanitizer and UBSan and run their tests
+	@tools/setup_env.sh test
+	SANITIZE=1 FORCE_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib build/sanitized/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib OMP_WAIT_POLICY=PASSIVE \
+	  $(BIN)/pytest tests/test_ops --ignore tests/test_ops/test_cuda_on_host.py $(PYTEST_ARGS)
 
 setup: ## set up everything that `make test` needs, without running it
 	@tools/setup_env.sh test

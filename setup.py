@@ -6,6 +6,7 @@ Environment variables:
     FORCE_CUDA=1 | 0      build the CUDA kernels without asking what torch is, or leave them out
     TORCH_CUDA_ARCH_LIST  architectures of the CUDA kernels (default below)
     DEBUG=1               no optimisation, debug symbols
+    SANITIZE=1            AddressSanitizer and UBSan in the CPU operators (make test-sanitized)
     MAX_JOBS              compiler processes at a time (read by torch)
 """
 
@@ -53,10 +54,15 @@ def native_extension():
     openmp = []
     if torch.backends.openmp.is_available() and sys.platform != 'darwin':
         openmp = ['/openmp' if windows else '-fopenmp']
+    sanitize = []
+    if os.environ.get('SANITIZE', '0') == '1':
+        sanitize = ['-fsanitize=address,undefined', '-fno-sanitize-recover=undefined', '-fno-omit-frame-pointer']
+        flags = ['-O1', '-g']
     arguments = dict(
         include_dirs=[str(Path('ops').resolve())],
         define_macros=[('Py_LIMITED_API', '0x030A0000')],
-        extra_compile_args=dict(cxx=flags + openmp, nvcc=['-O0', '-G'] if debug else ['-O3', '-lineinfo']),
+        extra_link_args=sanitize,
+        extra_compile_args=dict(cxx=flags + openmp + sanitize, nvcc=['-O0', '-G'] if debug else ['-O3', '-lineinfo']),
         py_limited_api=True,
     )
     if cuda:
@@ -71,6 +77,7 @@ def native_extension():
         f'native ops: {len(sources)} sources, torch {torch.__version__}, '
         + (f'CUDA {CUDA_HOME} for {archs}' if cuda else 'CPU only')
         + (', debug' if debug else '')
+        + (', sanitized' if sanitize else '')
     )
     return extension, BuildExtension
 
