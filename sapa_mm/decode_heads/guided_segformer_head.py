@@ -9,12 +9,12 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from ..registry import MODELS
-from ..state_dict import rename_prefix
+from ..state_dict import LoadsPublishedLayout, rename_prefix
 from ..upsamplers import build_upsampler
 
 
 @MODELS.register_module()
-class GuidedSegformerHead(SegformerHead):
+class GuidedSegformerHead(LoadsPublishedLayout, SegformerHead):
     """SegformerHead of mmseg whose resizes to the finest level are chains of guided upsamplers.
 
     With the projected levels ``E1`` (finest, stride 4) to ``En`` (coarsest), level ``n`` climbs ``n - 1`` steps, each
@@ -77,12 +77,9 @@ class GuidedSegformerHead(SegformerHead):
             outs.reverse()
         return self.cls_seg(self.fusion_conv(torch.cat(outs, dim=1)))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        if f'{prefix}linear_pred.weight' in state_dict:
-            self._from_published_layout(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
+        if f'{prefix}linear_pred.weight' not in state_dict:
+            return
         for kind in ('weight', 'bias'):
             state_dict.pop(f'{prefix}conv_seg.{kind}', None)
         rename_prefix(state_dict, f'{prefix}linear_pred.', f'{prefix}conv_seg.')

@@ -4,9 +4,9 @@
 They run the compiled library where it is there and :mod:`sapa_mm.ops.reference` elsewhere: the same function, slower.
 """
 
-from . import reference
+from . import flops, reference
 from .feature_assembly import feature_assembly
 from .library import backend
 from .point_affiliation import affiliation_kernels, point_affiliation
 
-__all__ = ['affiliation_kernels', 'backend', 'feature_assembly', 'point_affiliation', 'reference']
+__all__ = ['affiliation_kernels', 'backend', 'feature_assembly', 'flops', 'point_affiliation', 'reference']

@@ -1,7 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upsamplers: modules with ``forward(feature, guide)`` that give the feature the guide's size."""
 
+from ..ops.flops import register_with_mmengine
+from .a2u import A2U
 from .base import BaseUpsampler, build_upsampler
+from .carafe import CARAFE
+from .deconv import Deconv
+from .dysample import DySample
+from .fade import FADE, FADELite
+from .indexnet import IndexNet
+from .interpolation import Bilinear, Nearest
+from .pixel_shuffle import PixelShuffle
 from .sapa import SAPA
+from .sapa_deform import SAPADeform
 
-__all__ = ['SAPA', 'BaseUpsampler', 'build_upsampler']
+__all__ = [
+    'A2U',
+    'CARAFE',
+    'FADE',
+    'SAPA',
+    'BaseUpsampler',
+    'Bilinear',
+    'Deconv',
+    'DySample',
+    'FADELite',
+    'IndexNet',
+    'Nearest',
+    'PixelShuffle',
+    'SAPADeform',
+    'build_upsampler',
+]
+
+register_with_mmengine()

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from mmengine.model import BaseModule
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..registry import MODELS
+from ..state_dict import LoadsPublishedLayout
 
 
-class BaseUpsampler(BaseModule):
+class BaseUpsampler(LoadsPublishedLayout, BaseModule):
     """A module that gives a low-resolution feature the size of a high-resolution guide.
 
     A subclass sets :attr:`needs_guide`, implements :meth:`forward`, and initialises its own parameters in
@@ -82,6 +84,26 @@ class BaseUpsampler(BaseModule):
             ``(N, out_channels, H, W)``.
         """
         raise NotImplementedError(f'{type(self).__name__} must implement forward(feature, guide)')
+
+
+def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
+    """Bring the result of an operator that multiplies sizes by ``scale_factor`` to ``size``.
+
+    The odd sides that strided convolutions leave, up to ``scale_factor - 1`` short of the multiple, lose their last
+    rows and columns: position 0 of both maps is the same place, so what remains lies where it should. Any other
+    ratio is interpolated bilinearly, and any ratio gives exactly ``size``.
+
+    Args:
+        x: ``(N, C, scale_factor * h, scale_factor * w)``.
+        size: Height and width to give, positive.
+        scale_factor: Factor that ``x`` was upsampled by.
+
+    Returns:
+        ``(N, C, *size)``.
+    """
+    if all(0 <= have - want < scale_factor for have, want in zip(x.shape[2:], size)):
+        return x[:, :, : size[0], : size[1]]
+    return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
 def require_positive_int(name: str, value: int) -> None:

@@ -245,3 +245,151 @@ def test_as_an_mmseg_neck_without_mmdet():
         [sys.executable, '-c', WITHOUT_MMDET], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and done.stdout.strip().endswith('all of it ran'), done.stderr[-3000:]
+
+
+# The levels beyond the backbone's inside the top-down path, as in mmdet's FPN_CARAFE.
+EXTRA = dict(num_outs=6, extra_in_path=True)
+
+
+@pytest.mark.parametrize('options', [dict(num_outs=5), dict(num_outs=6), dict(num_outs=6, start_level=2)], ids=str)
+def test_extra_in_path_is_fpn_carafe(fpn, options):
+    """Without an upsampler it is mmdet's neck with nearest interpolation, weights and all."""
+    from mmdet.models.necks import FPN_CARAFE
+
+    theirs = build(FPN_CARAFE, upsample_cfg=dict(type='nearest'), **options)
+    ours = build(fpn[1], extra_in_path=True, **options)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    for size in ((33, 47), (64, 64), (37, 25)):
+        assert_equal(ours(levels(*size)), theirs(levels(*size)))
+
+
+def test_extra_in_path_with_norms(fpn):
+    """The extra layers have what the parent's have."""
+    layers = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
+    neck = build(fpn[1], **EXTRA, **layers, no_norm_on_lateral=True)
+    assert [(conv.with_norm, conv.with_activation) for conv in neck.lateral_convs] == [(False, True)] * 6
+    assert [(conv.with_norm, conv.with_activation) for conv in neck.fpn_convs] == [(True, True)] * 6
+    neck = build(fpn[1], **EXTRA, **layers)
+    assert all(conv.with_norm and conv.with_activation for conv in neck.lateral_convs)
+    assert neck(levels())[5].shape == (2, 16, 2, 2)
+
+
+def test_extra_in_path_interpolation_options(fpn):
+    """The parent's options of `F.interpolate` hold for the extra steps too."""
+    inputs = levels(64, 96)
+    for interpolation in (dict(mode='bilinear'), dict(scale_factor=2, mode='bilinear')):
+        neck = build(fpn[1], num_outs=5, extra_in_path=True, upsample_cfg=interpolation)
+        with torch.no_grad():
+            top = neck.lateral_convs[4](inputs[3])
+            lateral = neck.lateral_convs[3](inputs[3])
+            expected = lateral + F.interpolate(top, scale_factor=2, mode='bilinear')
+            torch.testing.assert_close(neck(inputs)[3], neck.fpn_convs[3](expected))
+
+
+def test_extra_in_path_upsamples_every_level(fpn):
+    """Five steps for four levels and two more; all sizes odd; the published prefix names all of them."""
+    neck = build(fpn[1], upsample_cfg=SAPA, **EXTRA)
+    inputs = levels()
+    laterals = [conv(x) for conv, x in zip(neck.lateral_convs, inputs)]
+    laterals.append(neck.lateral_convs[4](inputs[3]))
+    laterals.append(neck.lateral_convs[5](laterals[4]))
+    with torch.no_grad():
+        for i in (4, 3, 2, 1, 0):
+            laterals[i] = laterals[i] + neck.upsamplers[i](laterals[i + 1], laterals[i])
+        expected = tuple(conv(x) for conv, x in zip(neck.fpn_convs, laterals))
+        assert_equal(neck(inputs), expected)
+    assert len(neck.upsamplers) == 5
+    published = {name.replace('upsamplers.', 'upsample_modules.'): x for name, x in neck.state_dict().items()}
+    assert 'upsample_modules.4.k.weight' in published
+    build(fpn[1], upsample_cfg=SAPA, **EXTRA).load_state_dict(published, strict=True)
+
+    neck.init_weights()
+    assert 0.01 < neck.upsamplers[4].k.weight.std() < 0.03
+    sum(out.square().mean() for out in neck(inputs)).backward()
+    for name, parameter in neck.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('upsample_cfg, total', [(None, 46.837), (dict(type='sapa_mm.CARAFE'), 47.133)], ids=str)
+def test_published_total_of_four_stages(fpn, upsample_cfg, total):
+    """Trained parameters of Faster R-CNN R50 in millions: the tables have 46.8 for nearest and 0.3 more for CARAFE."""
+    from mmdet.registry import MODELS
+    from mmengine import Config
+
+    model = Config.fromfile(ROOT / 'configs' / 'faster_rcnn' / 'faster-rcnn_r50_fpn-stride64_1x_coco.py').model
+    model.backbone.init_cfg = None
+    model.neck.upsample_cfg = upsample_cfg
+    trained = sum(p.numel() for p in MODELS.build(model).parameters() if p.requires_grad)
+    assert round(trained / 1e6, 3) == total
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(num_outs=5, add_extra_convs='on_input'), "add_extra_convs=False .* got 'on_input'"),
+        (dict(num_outs=4), 'more outputs than backbone levels, got False, 4 outputs and 4 levels'),
+        (dict(num_outs=2, start_level=1, end_level=2), '2 outputs and 2 levels'),
+    ],
+    ids=str,
+)
+def test_extra_in_path_needs_extra_levels(fpn, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(fpn[1], extra_in_path=True, **options)
+
+
+def test_retinanet(fpn):
+    """mmdet's RetinaNet, whose extra levels are convolutions on the backbone's last map, trains at odd sizes."""
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmengine import DefaultScope
+    from mmengine.hub import get_config
+    from mmengine.structures import InstanceData
+
+    model = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
+    model.backbone.update(depth=18, init_cfg=None)
+    model.neck.update(type='sapa_mm.GuidedFPN', in_channels=[64, 128, 256, 512], out_channels=16, upsample_cfg=SAPA)
+    model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(model)
+    detector.init_weights()
+    meta = dict(img_shape=(65, 97), batch_input_shape=(65, 97), pad_shape=(65, 97))
+    gt = InstanceData(bboxes=torch.tensor([[4.0, 5, 60, 50]]), labels=torch.tensor([1]))
+    loss, _ = detector.parse_losses(
+        detector.loss(torch.randn(1, 3, 65, 97), [DetDataSample(gt_instances=gt, metainfo=meta)])
+    )
+    loss.backward()
+    assert loss.isfinite() and len(detector.neck.upsamplers) == 2
+    for name, parameter in detector.neck.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('size', [(64, 96), (65, 97)], ids=str)
+def test_semantic_fpn(fpn, size):
+    """mmseg's semantic FPN: the pyramid and FPNHead in an EncoderDecoder."""
+    pytest.importorskip('mmseg.models')
+    from mmengine.config import ConfigDict
+    from mmseg.registry import MODELS
+
+    head = dict(
+        type='FPNHead', in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32], channels=8,
+        num_classes=3, norm_cfg=dict(type='BN'), align_corners=False, loss_decode=dict(type='CrossEntropyLoss'),
+    )  # fmt: skip
+    neck = dict(
+        type='sapa_mm.GuidedFPN', in_channels=[64, 128, 256, 512], out_channels=16, num_outs=4, upsample_cfg=SAPA
+    )
+    torch.manual_seed(0)
+    model = MODELS.build(
+        ConfigDict(
+            type='EncoderDecoder', backbone=dict(type='ResNet', depth=18), neck=neck, decode_head=head,
+            test_cfg=dict(mode='whole'),
+        )
+    )  # fmt: skip
+    model.init_weights()
+    logits = model(torch.randn(2, 3, *size), mode='tensor')
+    assert logits.shape == (2, 3, *(-(-side // 4) for side in size))
+    F.cross_entropy(logits, torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long)).backward()
+    for name, parameter in model.neck.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply-accumulates of the compiled operators, told to the counters of torch and mmengine.
+
+A query meets ``K*K`` keys of ``D`` channels and mixes ``K*K`` values of ``C`` channels, at each of the ``H*W``
+positions: ``N * H * W * K*K * (D + C)``. Normalising the scores is not counted, as in the published tables. The
+reference needs no formula: it consists of operators that the counters know, and costs the same for integer ratios (for
+others it fills every cell up to the fullest one, and the counters see that).
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+
+from .library import is_loaded
+
+
+def _point_affiliation(query, key, value, kernel_size, normalization) -> int:
+    return _windows(query, kernel_size) * (query[1] + value[1])
+
+
+def _point_affiliation_backward(grad, query, key, value, normalizer, kernel_size, normalization, needs_grad) -> int:
+    needs_query, needs_key, needs_value = needs_grad
+    # The weights are computed again; the gradient of a score is a product with the value.
+    channels = query[1] * (1 + needs_query + needs_key) + value[1] * ((needs_query or needs_key) + needs_value)
+    return _windows(query, kernel_size) * channels
+
+
+def _feature_assembly(feature, kernels, kernel_size, groups) -> int:
+    return _windows(kernels, kernel_size) * feature[1]
+
+
+def _feature_assembly_backward(grad, feature, kernels, kernel_size, groups, needs_grad) -> int:
+    return _windows(kernels, kernel_size) * feature[1] * sum(needs_grad)
+
+
+def _windows(shape: Sequence[int], kernel_size: int) -> int:
+    return shape[0] * prod(shape[2:]) * kernel_size**2
+
+
+#: Operator of ``torch.ops.sapa_mm`` -> multiply-accumulates, from its arguments with shapes in place of tensors.
+MACS: dict[str, Callable[..., int]] = {
+    'point_affiliation': _point_affiliation,
+    '_point_affiliation_backward': _point_affiliation_backward,
+    'feature_assembly': _feature_assembly,
+    '_feature_assembly_backward': _feature_assembly_backward,
+}
+
+
+def register_with_torch() -> None:
+    """Let ``torch.utils.flop_counter.FlopCounterMode`` see the compiled operators; it counts two per product."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    for name, macs in MACS.items():
+
+        def flops(*args, out_shape=None, macs=macs, **kwargs) -> int:
+            return 2 * macs(*args, **kwargs)
+
+        register_flop_formula(getattr(torch.ops.sapa_mm, name))(flops)
+
+
+def register_with_mmengine() -> None:
+    """Let ``mmengine.analysis.get_model_complexity_info`` see the compiled operators; it counts one per product."""
+    # mmengine offers no other way than this table to add an operator for all models, and calls none of it public.
+    from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as handles
+    from mmengine.analysis.jit_handles import get_shape
+
+    for name, macs in MACS.items():
+
+        def handle(inputs, outputs, macs=macs) -> int:
+            return macs(*(get_shape(x) if x.isCompleteTensor() else x.toIValue() for x in inputs))
+
+        handles[f'sapa_mm::{name}'] = handle
+
+
+if is_loaded():
+    register_with_torch()
