@@ -45,20 +45,26 @@ def make_parser(description):
     return parser
 
 
+def read_config(path, options=None, needs=()):
+    """Read a config, override its settings with ``options``, and look for the model and for the keys that are needed."""
+    if not osp.isfile(path):
+        fail(f'there is no config file {path}')
+    cfg = Config.fromfile(path)
+    if options is not None:
+        cfg.merge_from_dict(options)
+    missing = [key for key in ('model', *needs) if cfg.get(key) is None]
+    if missing:
+        fail(f'{path} has no {", ".join(missing)}')
+    if cfg.get('default_scope') not in TOOLBOXES:
+        fail(f'{path}: default_scope is {cfg.get("default_scope")!r}, expected one of {", ".join(TOOLBOXES)}')
+    return cfg
+
+
 def load_config(args, needs):
     """Read the config that ``args`` names, apply the options of both tools, and look for the keys that one needs."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not osp.isfile(args.config):
-        fail(f'there is no config file {args.config}')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, args.cfg_options, needs)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    missing = [key for key in ('model', *needs) if cfg.get(key) is None]
-    if missing:
-        fail(f'{args.config} has no {", ".join(missing)}')
-    if cfg.get('default_scope') not in TOOLBOXES:
-        fail(f'{args.config}: default_scope is {cfg.get("default_scope")!r}, expected one of {", ".join(TOOLBOXES)}')
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -92,7 +98,7 @@ def check_checkpoint(path, resume=False):
     if osp.getsize(path) == 0:
         fail(f'the checkpoint {path} is empty')
     try:
-        content = _read_checkpoint(path)
+        content = read_checkpoint(path)
     except Exception as error:  # torch raises half a dozen types, KeyError and UnicodeDecodeError among them
         if isinstance(error, pickle.UnpicklingError) and 'nsupported global' in str(error):
             print(
@@ -112,7 +118,8 @@ def check_checkpoint(path, resume=False):
         )
 
 
-def _read_checkpoint(path):
+def read_checkpoint(path):
+    """Read a checkpoint that holds tensors, plain values and mmengine's own types; anything else raises."""
     if zipfile.is_zipfile(path):
         # torch reads a flipped bit of a weight without a word; the archive's checksums tell.
         with zipfile.ZipFile(path) as archive:
