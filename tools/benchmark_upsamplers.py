@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Time every upsampler at the sizes of SegFormer and FPN, all in one run, in turn."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from benchmark_ops import SIZES, cpu_peak, cuda_peak, environment, forward, measure
+from mmengine.registry import MODELS
+from rich.console import Console
+from rich.table import Table
+
+# name: config; the published defaults
+UPSAMPLERS = {
+    'Nearest': dict(type='sapa_mm.Nearest'),
+    'Bilinear': dict(type='sapa_mm.Bilinear'),
+    'Deconv': dict(type='sapa_mm.Deconv'),
+    'PixelShuffle': dict(type='sapa_mm.PixelShuffle'),
+    'CARAFE': dict(type='sapa_mm.CARAFE'),
+    'IndexNet': dict(type='sapa_mm.IndexNet'),
+    'A2U': dict(type='sapa_mm.A2U'),
+    'FADE': dict(type='sapa_mm.FADE'),
+    'FADE-Lite': dict(type='sapa_mm.FADELite'),
+    'DySample': dict(type='sapa_mm.DySample'),
+    'DySample+': dict(type='sapa_mm.DySample', dyscope=True),
+    'SAPA-I': dict(type='sapa_mm.SAPA', similarity='inner'),
+    'SAPA-B': dict(type='sapa_mm.SAPA', similarity='bilinear'),
+    'SAPA-G': dict(type='sapa_mm.SAPA', similarity='gated'),
+    'SAPA-D': dict(type='sapa_mm.SAPADeform'),
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--sizes', nargs='+', choices=SIZES, default=['segformer', 'fpn'])
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
+    parser.add_argument('--repeats', type=int, default=10, help='rounds over all upsamplers, after three of warm-up')
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    return parser.parse_args()
+
+
+def build(name, size, device):
+    """The module, its inputs (feature and guide of the size's channels) and a gradient of its output."""
+    batch, channels, _, _, low, high = size
+    module = MODELS.build(dict(UPSAMPLERS[name], in_channels=channels, guide_channels=channels)).to(device)
+    feature, guide, cotangent = (torch.randn(batch, channels, *s, device=device) for s in (low, high, high))
+    return module, (feature, guide), cotangent
+
+
+def prepare(name, size, device='cpu'):
+    """Forward and backward of one upsampler, as a function to call."""
+    module, inputs, cotangent = build(name, size, device)
+    leaves = [x.requires_grad_() for x in inputs[: 1 + module.needs_guide]] + list(module.parameters())
+    return lambda: torch.autograd.grad(module(*inputs), leaves, cotangent)
+
+
+def benchmark(size_name, args):
+    size = SIZES[size_name]
+    batch, channels, _, _, low, high = size
+    forwards, both = {}, {}
+    for name in UPSAMPLERS:
+        module, inputs, _ = build(name, size, args.device)
+        forwards[name] = forward(module, inputs)
+        both[name] = prepare(name, size, args.device)
+    results = {name: {} for name in UPSAMPLERS}
+    for direction, runs in (('forward', forwards), ('forward_backward', both)):
+        for name, (low_quartile, median, high_quartile) in measure(runs, args.repeats, args.device).items():
+            results[name][direction] = dict(
+                median_ms=median * 1e3, quartiles_ms=[low_quartile * 1e3, high_quartile * 1e3]
+            )
+    output = batch * channels * high[0] * high[1] * 4
+    for name in UPSAMPLERS:
+        if torch.device(args.device).type == 'cuda':
+            peak = cuda_peak(both[name])
+        else:
+            peak = cpu_peak('benchmark_upsamplers', name, size, (), args.threads)
+        needs_guide = build(name, size, 'cpu')[0].needs_guide
+        held = output + batch * channels * 4 * (low[0] * low[1] + needs_guide * high[0] * high[1])
+        results[name]['extra_memory_of_output'] = max(0, peak - held) / output
+    return dict(size=size_name, shape=size, results=results)
+
+
+def show(case, console):
+    table = Table(title=f'{case["size"]} {case["shape"]}')
+    for heading in ('', 'forward ms', 'x bilinear', 'forward+backward ms', 'x bilinear', 'extra memory / output'):
+        table.add_column(heading, justify='left' if not heading else 'right')
+    for name, result in case['results'].items():
+        row = [name]
+        for direction in ('forward', 'forward_backward'):
+            median = result[direction]['median_ms']
+            row += [f'{median:.1f}', f'{median / case["results"]["Bilinear"][direction]["median_ms"]:.2f}']
+        table.add_row(*row, f'{result["extra_memory_of_output"]:.2f}')
+    console.print(table)
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    report, console = dict(environment=environment(args), cases=[]), Console()
+    for size in args.sizes:
+        report['cases'].append(benchmark(size, args))
+        show(report['cases'][-1], console)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + '\n')
+        print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
