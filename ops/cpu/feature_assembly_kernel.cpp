@@ -58,7 +58,8 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
   const Tiling tiling(feature.size(0), rows.cells, columns.cells, kTileColumns);
 
   at::parallel_for(0, tiling.tasks, 4 * K, [&](int64_t begin, int64_t end) {
-    const int64_t width = round_up(tiling.tile_width + 2 * radius, kLanes), padded = round_up(width + K - 1, kLanes);
+    const int64_t cells = std::min(columns.cells, tiling.tile_width + 2 * radius), width = round_up(cells, kLanes);
+    const int64_t spread_width = round_up(cells + K - 1, kLanes), padded = round_up(width + K - 1, kLanes);
     const int64_t stride = kLanes + padded;
     Ring<scalar_t, T> features(feature, K, padded);
     SumRing<scalar_t, T> sums(needs_feature ? grad_feature : feature.narrow(1, 0, 0), K, padded);
@@ -85,18 +86,19 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
             for (int64_t group = 0; group < groups; ++group) {
               if (needs_feature) {
                 packer.pack(weight_map, group * taps, taps, chunk, weights, stride);
-                packer.clear_unused(weights, taps, stride, padded, chunk);
+                packer.clear_unused(weights, taps, stride, spread_width, chunk);
               }
               const int64_t first = group * channels_per_group, last = first + channels_per_group;
               for (int64_t c = first; c < last; c += kChannelBlock) {
                 const int64_t channels = std::min(kChannelBlock, last - c);
                 packer.pack(grad_map, c, channels, chunk, grads, stride);
-                packer.clear_unused(grads, channels, stride, padded, chunk);
+                packer.clear_unused(grads, channels, stride, spread_width, chunk);
                 if (needs_kernels && owns_row)
                   kernels.correlate(grads, stride, window.from_channel(c), channels, chunk.slots(), width,
                                     weight_grads.get(), width, c > first);
                 if (needs_feature)
-                  kernels.spread(weights, stride, grads, stride, into.from_channel(c), channels, chunk.slots(), padded);
+                  kernels.spread(weights, stride, grads, stride, into.from_channel(c), channels, chunk.slots(),
+                                 spread_width);
               }
               if (needs_kernels && owns_row) {
                 const Map<scalar_t> grad_kernels_map(grad_kernels, n);

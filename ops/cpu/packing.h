@@ -49,6 +49,13 @@ struct Map {
   int64_t channel, row, column;
 };
 
+constexpr int64_t kAhead = 4;
+
+template <typename Stored>
+inline void prefetch(const Stored* in, int64_t size) {
+  for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(Stored))) __builtin_prefetch(in + i);
+}
+
 inline int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
@@ -137,18 +144,21 @@ class Packer {
 
   void pack(const Map<scalar_t>& map, int64_t channel0, int64_t channels, const Chunk& chunk, T* planes,
             int64_t stride) {
-    for (int row = 0; row < chunk.rows; ++row) {
-      T* out = planes + row * chunk.columns * channels * stride;
-      if (map.channel == 1 && map.column != 1) {
-        for (int slot = 0; slot < chunk.columns; ++slot) {
-          address(map, channel0, chunk.y + row, chunk.slot + slot);
-          kernels_.gather_columns(addresses_.data(), span_.size(), channels, out + slot * channels * stride, stride);
-        }
-        continue;
+    if (map.channel == 1 && map.column != 1) {
+      for (int slot = 0; slot < chunk.slots(); ++slot) {
+        address(map, channel0, chunk.y + slot / chunk.columns, chunk.slot + slot % chunk.columns);
+        kernels_.gather_columns(addresses_.data(), span_.size(), channels, planes + slot * channels * stride, stride);
       }
-      for (int64_t c = 0; c < channels; ++c) {
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      if (map.column == 1 && c + kAhead < channels)
+        for (int row = 0; row < chunk.rows; ++row)
+          prefetch(map.at(channel0 + c + kAhead, chunk.y + row, columns_.first[span_.begin]),
+                   columns_.first[span_.end] - columns_.first[span_.begin]);
+      for (int row = 0; row < chunk.rows; ++row) {
         const Stored* in = map.at(channel0 + c, chunk.y + row, 0);
-        T* plane = out + c * stride;
+        T* plane = planes + (row * chunk.columns * channels + c) * stride;
         if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
           in += span_.begin * columns_.slots;
           if (columns_.slots == 1)
@@ -178,18 +188,17 @@ class Packer {
 
   void unpack(const T* planes, int64_t stride, int64_t channels, const Chunk& chunk, const Map<scalar_t>& map,
               int64_t channel0) {
-    for (int row = 0; row < chunk.rows; ++row) {
-      const T* in = planes + row * chunk.columns * channels * stride;
-      if (map.channel == 1 && map.column != 1) {
-        for (int slot = 0; slot < chunk.columns; ++slot) {
-          address(map, channel0, chunk.y + row, chunk.slot + slot);
-          kernels_.scatter_columns(in + slot * channels * stride, stride, span_.size(), channels, addresses_.data());
-        }
-        continue;
+    if (map.channel == 1 && map.column != 1) {
+      for (int slot = 0; slot < chunk.slots(); ++slot) {
+        address(map, channel0, chunk.y + slot / chunk.columns, chunk.slot + slot % chunk.columns);
+        kernels_.scatter_columns(planes + slot * channels * stride, stride, span_.size(), channels, addresses_.data());
       }
-      for (int64_t c = 0; c < channels; ++c) {
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int row = 0; row < chunk.rows; ++row) {
         Stored* out = map.at(channel0 + c, chunk.y + row, 0);
-        const T* plane = in + c * stride;
+        const T* plane = planes + (row * chunk.columns * channels + c) * stride;
         if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
           out += span_.begin * columns_.slots;
           if (columns_.slots == 1)
@@ -310,6 +319,7 @@ class Ring {
     for (int64_t c = 0; c < channels; ++c) {
       const auto* in = map.at(c, y, origin + begin);
       T* plane = out + c * width_ + begin;
+      if (map.column == 1 && c + kAhead < channels) prefetch(map.at(c + kAhead, y, origin + begin), end - begin);
       if (map.column == 1)
         kernels.widen(in, plane, end - begin);
       else

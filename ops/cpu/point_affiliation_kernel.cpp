@@ -83,7 +83,8 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
   // weights it computes again. Long runs keep that small.
   at::parallel_for(0, tiling.tasks, 4 * K, [&](int64_t begin, int64_t end) {
     // Planes have kLanes zeros to the left, for `spread`, which reads up to K - 1 columns there.
-    const int64_t width = round_up(tiling.tile_width + 2 * radius, kLanes), padded = round_up(width + K - 1, kLanes);
+    const int64_t cells = std::min(columns.cells, tiling.tile_width + 2 * radius), width = round_up(cells, kLanes);
+    const int64_t spread_width = round_up(cells + K - 1, kLanes), padded = round_up(width + K - 1, kLanes);
     const int64_t stride = kLanes + padded;
     Ring<scalar_t, T> keys(key, K, padded), values(value, K, padded);
     SumRing<scalar_t, T> key_sums(needs_key ? grad_key : key.narrow(1, 0, 0), K, padded);
@@ -116,7 +117,7 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
           for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
             const int slots = chunk.slots();
             packer.pack(query_map, 0, D, chunk, queries, stride);
-            packer.clear_unused(queries, D, stride, padded, chunk);
+            packer.clear_unused(queries, D, stride, spread_width, chunk);
             kernels.correlate(queries, stride, key_window, D, slots, width, weights, stride, false);
             if (scores != weights) std::copy(weights, weights + slots * taps * stride - kLanes, scores);
             std::fill(normalizers.get(), normalizers.get() + kMaxSlots * width, T(1));
@@ -125,17 +126,18 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
             for (int slot = 0; slot < slots; ++slot)
               kernels.weights_again(weights + slot * taps * stride, stride, taps, width, normalization,
                                     normalizers.get() + slot * width);
-            packer.clear_unused(weights, taps, stride, padded, chunk);
+            packer.clear_unused(weights, taps, stride, spread_width, chunk);
 
             for (int64_t c = 0; c < C; c += kChannelBlock) {
               const int64_t channels = std::min(kChannelBlock, C - c);
               packer.pack(grad_map, c, channels, chunk, grads, stride);
-              packer.clear_unused(grads, channels, stride, padded, chunk);
+              packer.clear_unused(grads, channels, stride, spread_width, chunk);
               if (needs_scores)
                 kernels.correlate(grads, stride, value_window.from_channel(c), channels, slots, width, score_grads,
                                   stride, c > 0);
               if (needs_value)
-                kernels.spread(weights, stride, grads, stride, into_values.from_channel(c), channels, slots, padded);
+                kernels.spread(weights, stride, grads, stride, into_values.from_channel(c), channels, slots,
+                               spread_width);
             }
             if (!needs_scores) return;
             for (int slot = 0; slot < slots; ++slot) {
@@ -143,8 +145,8 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
               kernels.normalize_backward(weights + at, scores + at, score_grads + at, stride, taps, width,
                                          normalization, normalizers.get() + slot * width);
             }
-            packer.clear_unused(score_grads, taps, stride, padded, chunk);
-            if (needs_key) kernels.spread(score_grads, stride, queries, stride, into_keys, D, slots, padded);
+            packer.clear_unused(score_grads, taps, stride, spread_width, chunk);
+            if (needs_key) kernels.spread(score_grads, stride, queries, stride, into_keys, D, slots, spread_width);
             if (needs_query && owns_row) {
               kernels.assemble(score_grads, stride, key_window, D, slots, width, grad_queries.get(), width);
               const Map<scalar_t> grad_query_map(grad_query, n);
