@@ -5,17 +5,27 @@ from importlib import import_module
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='sapa_mm',
-    locations=['sapa_mm.upsamplers', 'sapa_mm.necks', 'sapa_mm.decode_heads', 'sapa_mm.pixel_decoders'],
+    locations=[
+        'sapa_mm.upsamplers',
+        'sapa_mm.backbones',
+        'sapa_mm.necks',
+        'sapa_mm.decode_heads',
+        'sapa_mm.pixel_decoders',
+    ],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
 

@@ -265,12 +265,16 @@ def test_demo_dataset(tmp_path, monkeypatch):
         make_dataset(tmp_path / name, seed)
         assert is_complete(tmp_path / name)
     files = sorted(p.relative_to(tmp_path / 'a') for p in (tmp_path / 'a').rglob('*.png'))
-    assert len(files) == 480
+    assert len(files) == 720
     same = [(tmp_path / 'a' / f).read_bytes() == (tmp_path / 'b' / f).read_bytes() for f in files]
     other = [(tmp_path / 'a' / f).read_bytes() == (tmp_path / 'c' / f).read_bytes() for f in files]
     assert all(same) and not any(other)
     labels = [cv2.imread(str(tmp_path / 'a' / f), cv2.IMREAD_UNCHANGED) for f in files if f.parts[0] == 'annotations']
     assert set(np.unique(labels)) == {0, 1, 2, 3, 4} and labels[0].shape == (128, 128)
+
+    names = ('a', 'b', 'c')
+    coco = [(tmp_path / name / 'annotations' / 'instances_training.json').read_text() for name in names]
+    assert coco[0] == coco[1] != coco[2]
 
     make_dataset(tmp_path / 'a', 1)  # its own folder may be made again
     assert (tmp_path / 'a' / files[0]).read_bytes() == (tmp_path / 'c' / files[0]).read_bytes()
@@ -279,6 +283,86 @@ def test_demo_dataset(tmp_path, monkeypatch):
     (theirs / 'thesis.txt').write_text('mine')
     assert 'nothing was changed' in run('make_demo_dataset.py', '--out', theirs, status=2)
     assert [p.name for p in theirs.iterdir()] == ['thesis.txt']
+
+
+def test_demo_dataset_for_detection(tmp_path, monkeypatch):
+    """Boxes, masks and panoptic segments say what the label maps say, in the words of COCO and of mmdet."""
+    pytest.importorskip('mmdet.datasets')
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import make_demo_dataset
+    from mmdet.registry import DATASETS
+    from mmengine import DefaultScope
+    from pycocotools.coco import COCO
+
+    monkeypatch.setattr(make_demo_dataset, 'SPLITS', dict(training=6, validation=2))
+    make_demo_dataset.make_dataset(tmp_path)
+    coco = COCO(str(tmp_path / 'annotations' / 'instances_training.json'))
+    drawn = {i: np.zeros((128, 128), int) for i in coco.imgs}
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation).astype(bool)
+        assert mask.sum() == annotation['area'] and not drawn[annotation['image_id']][mask].any()
+        left, top, width, height = annotation['bbox']
+        inside = mask[top : top + height, left : left + width]
+        assert inside.sum() == mask.sum()
+        assert inside[[0, -1]].any(1).all() and inside[:, [0, -1]].any(0).all()  # the box is tight
+        drawn[annotation['image_id']][mask] = annotation['category_id']
+    for i, labels in drawn.items():
+        stored = cv2.imread(str(tmp_path / 'annotations/training' / coco.imgs[i]['file_name']), cv2.IMREAD_UNCHANGED)
+        assert (stored == labels).all()
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(
+            dict(
+                type='CocoPanopticDataset',
+                metainfo=dict(
+                    classes=('disc', 'box', 'star', 'stripe', 'background'),
+                    thing_classes=('disc', 'box', 'star', 'stripe'),
+                    stuff_classes=('background',),
+                ),
+                data_root=str(tmp_path),
+                ann_file='annotations/panoptic_training.json',
+                data_prefix=dict(img='images/training/', seg='panoptic/training/'),
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='sapa_mm.LoadPanopticAnnotations')],
+            )
+        )
+    assert len(dataset) == 6
+    for item in dataset:
+        labels = drawn[item['img_id']]
+        assert (item['gt_seg_map'] == np.where(labels, labels - 1, 4)).all()
+        assert len(item['gt_masks']) == len(item['gt_bboxes']) == len(item['gt_bboxes_labels']) >= 3
+        for mask, label in zip(item['gt_masks'].masks, item['gt_bboxes_labels']):
+            assert (labels[mask.astype(bool)] == label + 1).all()
+
+
+def test_sunrgbd_converter(tmp_path):
+    """Labels of the test images come first; each gets its image's name, and the data set finds the pairs."""
+    from mmengine.registry import DATASETS
+
+    for folder, suffix, count in (('train', 'jpg', 3), ('test', 'jpg', 2), ('labels', 'png', 5)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            value = 37 - i if folder == 'labels' else 0
+            picture = np.full((4, 6) if suffix == 'png' else (4, 6, 3), value, np.uint8)
+            cv2.imwrite(str(tmp_path / folder / f'img-{i + 1:06d}.{suffix}'), picture)
+    folders = [tmp_path / name for name in ('train', 'test', 'labels')]
+    run('dataset_converters/sunrgbd.py', *folders, tmp_path / 'out')
+    for split, first, count in (('test', 37, 2), ('train', 35, 3)):
+        dataset = DATASETS.build(
+            dict(
+                type='sapa_mm.SUNRGBDDataset',
+                data_root=str(tmp_path / 'out'),
+                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+                pipeline=[
+                    dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations', reduce_zero_label=True)
+                ],
+            )
+        )  # fmt: skip
+        assert len(dataset) == count and len(dataset.metainfo['classes']) == 37
+        assert [np.unique(item['gt_seg_map']).tolist() for item in dataset] == [[first - 1 - i] for i in range(count)]
+    (tmp_path / 'labels' / 'img-000005.png').unlink()
+    assert '4 labels do not fit 2 test and 3 training images' in run(
+        'dataset_converters/sunrgbd.py', *folders, tmp_path / 'other', status=1
+    )
 
 
 def test_demo(tmp_path):

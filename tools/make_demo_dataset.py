@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Make a small segmentation data set: textured shapes with thin parts, in the layout of ADE20K, without a download.
+"""Make a small segmentation data set: textured shapes with thin parts, without a download.
+
+Label maps are in the layout of ADE20K; the same shapes are also instances and panoptic segments in COCO's formats.
 
 Colours say nothing about the class: every texture is drawn in random colours. What tells a disc from a box is the
 texture, and what makes a good boundary is following the outline of stars and stripes that are a few pixels thin.
@@ -76,17 +78,85 @@ def shape(rng, label):
 
 
 def make_sample(rng):
-    """Return an RGB image ``(SIZE, SIZE, 3)`` and its label map ``(SIZE, SIZE)``, both uint8."""
+    """Return an RGB image ``(SIZE, SIZE, 3)``, its label map and its map of instances ``(SIZE, SIZE)``, all uint8.
+
+    Instances count from 1; 0 is the background.
+    """
     image = texture(rng, 0)
     labels = np.zeros((SIZE, SIZE), np.uint8)
+    instances = np.zeros((SIZE, SIZE), np.uint8)
     # Every class once or twice, in random order: what is drawn later hides what was drawn before.
     order = rng.permutation([1, 2, 3, 4, *rng.integers(1, 5, int(rng.integers(0, 3)))])
-    for label in order:
+    for instance, label in enumerate(order, start=1):
         mask = shape(rng, label)
         image[mask] = texture(rng, label)[mask]
         labels[mask] = label
+        instances[mask] = instance
     image = cv2.GaussianBlur(image, (0, 0), 0.5) * rng.uniform(0.8, 1.1) + rng.normal(0, 6, image.shape)
-    return np.clip(np.round(image), 0, 255).astype(np.uint8), labels
+    return np.clip(np.round(image), 0, 255).astype(np.uint8), labels, instances
+
+
+def segments(labels, instances):
+    """Describe what is visible of each instance, and the background as instance 0, in the words of COCO.
+
+    Returns:
+        list[tuple[dict, ndarray]]: Category, box, area and ``iscrowd``, and the boolean mask. Things have their label
+        as category, the background, COCO's stuff, the number after the last.
+    """
+    found = []
+    for instance in np.unique(instances):
+        mask = instances == instance
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        category = labels[mask][0] if instance else len(CLASSES)
+        found.append(
+            (
+                dict(category_id=int(category), bbox=[int(x) for x in box], area=int(mask.sum()), iscrowd=0),
+                mask,
+            )
+        )
+    return found
+
+
+def run_lengths(mask):
+    """COCO's uncompressed mask: lengths of the runs down the columns, the first of zeros."""
+    flat = mask.flatten(order='F')
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    lengths = np.diff([0, *ends, flat.size]).tolist()
+    return dict(size=list(mask.shape), counts=[0, *lengths] if flat[0] else lengths)
+
+
+class CocoWriter:
+    """Collects the COCO annotations of one split and writes them."""
+
+    def __init__(self, out, split):
+        self.out, self.split = out, split
+        self.images, self.instances, self.panoptic = [], [], []
+        shutil.rmtree(out / 'panoptic' / split, ignore_errors=True)
+        (out / 'panoptic' / split).mkdir(parents=True)
+
+    def add(self, name, labels, instances):
+        image_id = len(self.images) + 1
+        self.images.append(dict(id=image_id, file_name=name, height=SIZE, width=SIZE))
+        # COCO's 0 is "nothing", so the background is number 1
+        cv2.imwrite(str(self.out / 'panoptic' / self.split / name), np.stack([0 * instances] * 2 + [instances + 1], -1))
+        infos = []
+        for number, (info, mask) in zip(np.unique(instances), segments(labels, instances)):
+            infos.append(dict(info, id=int(number) + 1))
+            if number:
+                instance_id = len(self.instances) + 1
+                self.instances.append(dict(info, id=instance_id, image_id=image_id, segmentation=run_lengths(mask)))
+        self.panoptic.append(dict(image_id=image_id, file_name=name, segments_info=infos))
+
+    def write(self):
+        things = [dict(id=i, name=name, isthing=1) for i, name in enumerate(CLASSES) if i]
+        stuff = [dict(id=len(CLASSES), name=CLASSES[0], isthing=0)]
+        for kind, annotations, categories in (
+            ('instances', self.instances, things),
+            ('panoptic', self.panoptic, things + stuff),
+        ):
+            content = dict(images=self.images, annotations=annotations, categories=categories)
+            (self.out / 'annotations' / f'{kind}_{self.split}.json').write_text(json.dumps(content) + '\n')
 
 
 def make_dataset(out, seed=0):
@@ -110,19 +180,22 @@ def make_dataset(out, seed=0):
         for kind in ('images', 'annotations'):
             shutil.rmtree(out / kind / split, ignore_errors=True)
             (out / kind / split).mkdir(parents=True)
+        coco = CocoWriter(out, split)
         for number in range(count):
             # A generator of its own for each picture: changing one split leaves the other as it is.
-            image, labels = make_sample(np.random.default_rng([seed, index, number]))
+            image, labels, instances = make_sample(np.random.default_rng([seed, index, number]))
             name = f'demo_{split[:5]}_{number:04d}'
             cv2.imwrite(str(out / 'images' / split / f'{name}.png'), image[..., ::-1])
             cv2.imwrite(str(out / 'annotations' / split / f'{name}.png'), labels)
+            coco.add(f'{name}.png', labels, instances)
+        coco.write()
     stamp.write_text(json.dumps(dict(seed=seed, complete=True, classes=CLASSES, **SPLITS)) + '\n')
 
 
 def is_complete(out):
-    """Whether ``out`` holds a data set that :func:`make_dataset` finished."""
-    stamp = Path(out) / STAMP
-    return stamp.is_file() and json.loads(stamp.read_text())['complete']
+    """Whether ``out`` holds a data set that :func:`make_dataset` finished, COCO annotations included."""
+    stamp, last = Path(out) / STAMP, Path(out) / 'annotations' / f'panoptic_{list(SPLITS)[-1]}.json'
+    return stamp.is_file() and json.loads(stamp.read_text())['complete'] and last.is_file()
 
 
 def main():

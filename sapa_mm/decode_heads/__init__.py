@@ -4,5 +4,7 @@
 from ..registry import MODELS, import_or_explain
 
 GuidedSegformerHead = import_or_explain('.guided_segformer_head', 'GuidedSegformerHead', 'mmseg', MODELS, __name__)
+GuidedUPerHead = import_or_explain('.guided_uper_head', 'GuidedUPerHead', 'mmseg', MODELS, __name__)
+SegNetHead = import_or_explain('.segnet_head', 'SegNetHead', 'mmseg', MODELS, __name__)
 
-__all__ = ['GuidedSegformerHead']
+__all__ = ['GuidedSegformerHead', 'GuidedUPerHead', 'SegNetHead']

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+# 80k iterations of 16 images in all, evaluated every 8k.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=80000, val_interval=8000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+auto_scale_lr = dict(enable=False, base_batch_size=16)

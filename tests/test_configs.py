@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config: loads before anything of this package is imported, builds, predicts and takes one training step.
+
+What is smaller than in the config, and nothing else (``shrink``): pretrained weights are not fetched; one block per
+stage of MiT and Swin, Swin narrower (32 channels, windows of 4); ResNet-18 for ResNet-50 and 101; VGG-11 of half the
+channels for VGG-16; one encoder and three decoder layers of Mask2Former (one per scale, so that each is used) with 5
+queries and 64 sampled points, MaskFormer likewise; narrow boxes' layers; BN for SyncBN, which needs a GPU. Images are
+65x97, padded by nothing, so that all levels have odd sizes; Panoptic FPN's semantic head needs multiples of 32.
+"""
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from sapa_mm.upsamplers import BaseUpsampler
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.relative_to(ROOT).parts
+)
+HEIGHT, WIDTH = 65, 97
+# How a config names its upsampler: type, and what sets variants of one type apart.
+VARIANTS = {
+    'nearest': ('Nearest', {}),
+    'bilinear': ('Bilinear', {}),
+    'deconv': ('Deconv', {}),
+    'pixel-shuffle': ('PixelShuffle', {}),
+    'carafe': ('CARAFE', {}),
+    'indexnet': ('IndexNet', {}),
+    'a2u': ('A2U', {}),
+    'fade': ('FADE', {}),
+    'fade-lite': ('FADELite', {}),
+    'sapa-i': ('SAPA', dict(similarity='inner')),
+    'sapa-b': ('SAPA', dict(similarity='bilinear')),
+    'sapa-g': ('SAPA', dict(similarity='gated')),
+    'sapa-d': ('SAPADeform', {}),
+    'dysample': ('DySample', dict(dyscope=False)),
+    'dysample-plus': ('DySample', dict(dyscope=True)),
+}
+
+# How many upsamplers a model has; a pyramid with a level of stride 64 one more.
+STEPS = {
+    'faster-rcnn': 3,
+    'mask-rcnn': 3,
+    'panoptic-fpn': 3,
+    'mask2former': 1,
+    'maskformer': 3,
+    'segformer': 6,
+    'segnet': 5,
+    'upernet': 3,
+}
+DETECTORS = ('faster-rcnn', 'mask-rcnn', 'panoptic-fpn')
+
+LOAD_ALL = """
+import json, sys, traceback
+from mmengine import Config
+errors = {}
+for path in sys.argv[1:]:
+    try:
+        assert Config.fromfile(path).model.type
+    except Exception:
+        errors[path] = traceback.format_exc(limit=-3)
+imported = [name for name in ('sapa_mm', 'mmseg', 'mmdet', 'mmcv.ops') if name in sys.modules]
+print(json.dumps(dict(errors=errors, imported=imported, read=len(sys.argv) - 1)))
+"""
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    """All configs read in one process that imports only mmengine."""
+    done = subprocess.run(
+        [sys.executable, '-c', LOAD_ALL, *CONFIGS], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def algorithm(config):
+    return Path(config).name.split('_')[0]
+
+
+def variant_of(name):
+    """The upsampler that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
+    name = name.replace('fpn-stride64-', 'fpn-')
+    named = [variant for variant in VARIANTS if f'_{variant}_' in name or f'fpn-{variant}_' in name]
+    assert len(named) <= 1, name
+    return named[0] if named else None
+
+
+def test_there_are_configs():
+    """The models of the published tables and the two small data sets, each with its baseline."""
+    names = [Path(config).name for config in CONFIGS]
+    ours = {'sapa-i', 'sapa-b', 'sapa-g'}
+    not_in_upernet = {'nearest', 'bilinear', 'fade-lite', 'sapa-g', 'dysample', 'dysample-plus'}
+    for model, baseline, variants in (
+        ('segformer_mit-b1', 'ade20k-512x512', set(VARIANTS) - {'nearest', 'bilinear', 'dysample', 'dysample-plus'}),
+        ('mask2former_swin-b', 'ade20k-640x640', ours),
+        ('maskformer_swin-b', 'ade20k-640x640', {'carafe', 'indexnet', 'a2u'} | ours),
+        ('upernet_r50', 'ade20k-512x512', set(VARIANTS) - not_in_upernet),
+        ('upernet_r101', 'ade20k-512x512', {'sapa-d'}),
+        ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'sapa-d', 'dysample-plus'}),
+        ('mask-rcnn_r50_fpn-stride64', '1x_coco', {'dysample', 'dysample-plus'}),
+        ('panoptic-fpn_r50_fpn', '1x_coco', {'dysample', 'dysample-plus'}),
+        ('segnet_vgg16-bn', 'sunrgbd', {'carafe', 'indexnet', 'a2u'} | ours),
+        ('segnet_vgg16-bn-w16', 'camvid', {'sapa-g'}),
+        ('mask-rcnn_r18', 'demo', {'sapa-g'}),
+        ('panoptic-fpn_r18', 'demo', {'sapa-g'}),
+        ('faster-rcnn_r50_fpn', '1x_coco', set(VARIANTS) - {'nearest', 'bilinear', 'fade-lite'}),
+        ('segformer_mit-b0', 'camvid', set(VARIANTS)),
+        ('faster-rcnn_r18', 'bccd', {'sapa-g'}),
+        ('segformer_mit-b0', 'demo', set(VARIANTS)),
+    ):
+        family = [variant_of(name) for name in names if name.startswith(model) and baseline in name]
+        assert {None, *variants} <= set(family), (model, baseline)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_loads_before_anything_is_imported(config, loaded):
+    if algorithm(config) in DETECTORS:
+        pytest.importorskip('mmdet')  # its distribution holds the bases
+    assert loaded['read'] == len(CONFIGS)
+    assert config not in loaded['errors'], loaded['errors'][config]
+    assert loaded['imported'] == []
+
+
+def shrink(cfg):
+    model = cfg.model
+    model.backbone.init_cfg = None
+    if model.type in ('FasterRCNN', 'MaskRCNN', 'PanopticFPN'):
+        model.backbone.depth = 18
+        model.neck.in_channels = [64, 128, 256, 512]
+        model.roi_head.bbox_head.fc_out_channels = 32
+        model.data_preprocessor.pad_size_divisor = 32 if model.type == 'PanopticFPN' else 1
+        return
+    model.data_preprocessor.size = (HEIGHT, WIDTH)
+    if model.backbone.type == 'MixVisionTransformer':
+        model.backbone.num_layers = [1, 1, 1, 1]
+        return
+    if model.backbone.type == 'sapa_mm.SegNetEncoder':
+        model.backbone.update(depth=11, base_channels=32)
+        model.decode_head.update(in_channels=[32, 64, 128, 256, 256, 256], channels=32)
+        return
+    if model.backbone.type == 'ResNetV1c':
+        model.backbone.update(depth=18, norm_cfg=dict(type='BN'))
+        model.decode_head.update(in_channels=[64, 128, 256, 512], channels=64, norm_cfg=dict(type='BN'))
+        model.auxiliary_head.update(in_channels=256, channels=32, norm_cfg=dict(type='BN'))
+        return
+    assert model.backbone.type == 'SwinTransformer'
+    model.backbone.update(embed_dims=32, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4)
+    model.data_preprocessor.test_cfg = None
+    head = model.decode_head
+    head.in_channels = [32, 64, 128, 256]
+    head.num_queries = 5
+    head.transformer_decoder.num_layers = 3
+    if head.type == 'Mask2FormerHead':
+        head.pixel_decoder.encoder.num_layers = 1
+        head.train_cfg.num_points = 64
+
+
+def images(batch):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8) for _ in range(batch)]
+
+
+META = dict(
+    img_shape=(HEIGHT, WIDTH),
+    ori_shape=(HEIGHT, WIDTH),
+    pad_shape=(HEIGHT, WIDTH),
+    batch_input_shape=(HEIGHT, WIDTH),
+    scale_factor=(1.0, 1.0),
+    img_path='none.png',
+)
+
+
+def segmentation_batch(batch, num_classes):
+    """Blocks of 8x8 of one class, some of them ignored."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for seed in range(batch):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, num_classes, (1, 9, 13), generator=generator)
+        labels[torch.rand(1, 9, 13, generator=generator) < 0.1] = 255
+        labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :HEIGHT, :WIDTH]
+        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=META))
+    return dict(inputs=images(batch), data_samples=samples)
+
+
+def detection_batch(batch, num_classes):
+    import numpy as np
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    boxes = torch.tensor([[3.0, 5.0, 40.0, 44.0], [50.0, 8.0, 90.0, 60.0], [20.0, 30.0, 36.0, 47.0]])
+    samples = []
+    for seed in range(batch):
+        labels = torch.randint(0, num_classes, (3,), generator=torch.Generator().manual_seed(seed))
+        masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+        semantic = torch.full((1, HEIGHT, WIDTH), num_classes)  # the first class of the background
+        for mask, label, (left, top, right, bottom) in zip(masks, labels, boxes.int().tolist()):
+            mask[top:bottom, left:right] = 1
+            semantic[:, top:bottom, left:right] = label
+        gt = InstanceData(bboxes=boxes.clone(), labels=labels, masks=BitmapMasks(masks, HEIGHT, WIDTH))
+        samples.append(DetDataSample(gt_instances=gt, gt_sem_seg=PixelData(sem_seg=semantic), metainfo=META))
+    return dict(inputs=images(batch), data_samples=samples)
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def built(request):
+    """A config, shrunk, and its model, inside its default scope, as the runner sets it."""
+    config = request.param
+    if algorithm(config) not in DETECTORS:
+        pytest.importorskip('mmseg')
+    if algorithm(config) in (*DETECTORS, 'maskformer', 'mask2former'):
+        pytest.importorskip('mmdet.models')
+    from mmengine import Config, DefaultScope
+    from mmengine.registry import MODELS
+
+    cfg = Config.fromfile(ROOT / config)
+    shrink(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        yield cfg, model
+
+
+def batch_of(cfg, size):
+    if cfg.default_scope == 'mmdet':
+        return detection_batch(size, cfg.model.roi_head.bbox_head.num_classes)
+    return segmentation_batch(size, cfg.model.decode_head.num_classes)
+
+
+def build_optimizer(model, cfg):
+    from mmengine.optim import build_optim_wrapper
+
+    settings = cfg.optim_wrapper
+    if settings.type == 'AmpOptimWrapper':  # mmengine's refuses to work on a CPU; the stand-in of tools/train.py
+        assert settings.pop('dtype') == 'bfloat16'
+        settings.type = 'sapa_mm.CPUAmpOptimWrapper'
+    return build_optim_wrapper(model, settings)
+
+
+def test_upsamplers(built):
+    """They are those that the name of the config says, and initialising the whole model leaves them as published."""
+    cfg, model = built
+    upsamplers = [module for module in model.modules() if isinstance(module, BaseUpsampler)]
+    path = Path(cfg.filename)
+    steps = STEPS[algorithm(path)] + ('stride64' in path.name)
+    variant = variant_of(path.name)
+    kind, options = VARIANTS[variant] if variant else (None, {})
+    assert [type(u).__name__ for u in upsamplers] == [kind] * (steps if variant else 0)
+    for upsampler in upsamplers:
+        assert {name: getattr(upsampler, name) for name in options} == options
+        fresh = deepcopy(upsampler)
+        fresh.reset_parameters()
+        for (name, x), y in zip(upsampler.named_parameters(), fresh.parameters()):
+            if x.numel() > 500:  # deviations of so many samples agree within a few per cent
+                torch.testing.assert_close(x.std(), y.std(), rtol=0.2, atol=0, msg=name)
+
+
+def test_one_prediction(built):
+    cfg, model = built
+    model.eval()
+    with torch.no_grad():
+        result = model.test_step(batch_of(cfg, 1))[0]
+    if cfg.model.type == 'PanopticFPN':
+        segments = result.pred_panoptic_seg.sem_seg
+        assert segments.shape == (1, HEIGHT, WIDTH)
+        assert (segments % 1000 <= model.num_classes).all()  # 1000 per instance, void after the last class
+    elif cfg.default_scope == 'mmdet':
+        boxes = result.pred_instances.bboxes
+        assert boxes.shape[1] == 4 and boxes.isfinite().all()
+        assert len(result.pred_instances.scores) == len(result.pred_instances.labels) == len(boxes)
+        if model.with_mask:
+            assert result.pred_instances.masks.shape == (len(boxes), HEIGHT, WIDTH)
+    else:
+        num_classes = cfg.model.decode_head.num_classes
+        assert result.seg_logits.data.shape == (num_classes, HEIGHT, WIDTH)
+        assert result.seg_logits.data.isfinite().all()
+        assert result.pred_sem_seg.data.shape == (1, HEIGHT, WIDTH)
+        assert 0 <= result.pred_sem_seg.data.min() and result.pred_sem_seg.data.max() < num_classes
+
+
+def test_one_training_step(built):
+    cfg, model = built
+    model.train()
+    optimizer = build_optimizer(model, cfg)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) > 20
+    before = {name: p.detach().clone() for name, p in trained.items()}
+
+    with optimizer.optim_context(model):
+        data = model.data_preprocessor(batch_of(cfg, 2), True)
+        divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
+        assert data['inputs'].shape == (2, 3, *(-(-side // divisor) * divisor for side in (HEIGHT, WIDTH)))
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+    assert loss.isfinite() and loss > 0
+    optimizer.backward(loss)
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in trained.values())
+    assert all(p.grad.any() for name, p in trained.items() if 'upsamplers' in name)
+    moving = {name for name, p in trained.items() if p.grad.any()}
+    if cfg.optim_wrapper.optimizer.type == 'SGD':  # whose step can be too small to show in float32
+        rate = max(optimizer.get_lr()['lr'])
+        moving = {name for name in moving if not torch.equal(before[name] - rate * trained[name].grad, before[name])}
+    optimizer.step()
+    still = {name for name in moving if torch.equal(trained[name], before[name])}
+    assert len(moving) > 20 and not still
