@@ -18,7 +18,7 @@ demo: ## set up, train SegFormer-B0 with SAPA on a generated data set, test it, 
 
 test: ## set up (first time: compiles mmcv's ops, 10-15 minutes) and run the tests; PYTEST_ARGS=...
 	@tools/setup_env.sh test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 # The library is built beside a copy of the package, so that the installed one stays as it is. Leaks are not looked for:
 # the interpreter's own would drown them.
