@@ -15,8 +15,8 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=30, end=400),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=30, end=240),
 ]
-train_cfg = dict(max_iters=400, val_interval=200)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=200, max_keep_ckpts=1))
+train_cfg = dict(max_iters=240, val_interval=120)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=120, max_keep_ckpts=1))
 randomness = dict(seed=0)
