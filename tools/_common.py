@@ -46,7 +46,7 @@ def make_parser(description):
 
 
 def read_config(path, options=None, needs=()):
-    """Read a config, override its settings with ``options``, and look for the model and for the keys that are needed."""
+    """Read a config, override its settings with ``options``, and look for the model and the keys that are needed."""
     if not osp.isfile(path):
         fail(f'there is no config file {path}')
     cfg = Config.fromfile(path)

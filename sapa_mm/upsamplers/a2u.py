@@ -17,8 +17,8 @@ from .base import BaseUpsampler, require_positive_int
 class A2U(BaseUpsampler):
     r"""Affinity-aware upsampling: kernels whose logits are one affinity map times coefficients of the image.
 
-    With ``y`` the guide of ``Cy`` channels, ``x`` the feature, ``k`` the ``encoder_kernel``, ``K`` the
-    ``kernel_size`` and, per image, ``u``, ``v`` two ``k x k`` filters and ``p`` coefficients made from averages of ``y``::
+    With ``y`` the guide of ``Cy`` channels, ``x`` the feature, ``k`` the ``encoder_kernel``, ``K`` the ``kernel_size``
+    and, for each image, ``u``, ``v`` two ``k x k`` filters and ``p`` coefficients made from averages of ``y``::
 
         u, v     = conv1x1(average_pool(y, k x k)),  conv1x1(average_pool(y, k x k))
         p        = conv1x1(average_pool(y, 1 x 1))                                    4 K^2 of them

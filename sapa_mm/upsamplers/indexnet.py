@@ -59,8 +59,8 @@ class IndexNet(BaseUpsampler):
 
         - Parameters: ``m2o``: ``4 k C^2``, nonlinear ``4 (k + 1) C^2 + 8 C``. ``o2o``: ``4 k C``, nonlinear
           ``4 (k + 3) C``. ``holistic``: ``4 k C``, nonlinear ``2 k C^2 + 12 C``. Default for 256 channels: 1,048,576.
-        - Multiply-accumulates per position of the feature, at twice its size: the weights of the convolutions above (BatchNorm
-          has ``8 C``, of ``holistic`` ``4 C``, of the parameters), and ``4 C`` for the product.
+        - Multiply-accumulates per position of the feature, at twice its size: one for each weight of the convolutions
+          (the terms above without the ``8 C`` of BatchNorm, ``4 C`` in ``holistic``), and ``4 C`` for the product.
 
     Source: https://arxiv.org/abs/1908.00672
     """

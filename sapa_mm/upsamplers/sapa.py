@@ -73,9 +73,9 @@ class SAPA(BaseUpsampler):
     Cost:
         With ``Cx`` channels of the feature, ``Cy`` of the guide, ``d`` of ``embed_dims`` and window side ``K``.
 
-        - Parameters: ``bilinear``: ``d (Cx + Cy) + 2 d + 2 (Cx + Cy)``, the last term for the norms. ``plain``: ``d Cx``
-          more. ``gated``: ``d Cx + d + Cx + 1`` more, with the shared gate ``Cx + 1``. ``inner``: none. 25,953 with the
-          defaults for 256 channels. An embedded value of ``D`` channels has ``D (Cx + 1)``.
+        - Parameters: ``bilinear``: ``d (Cx + Cy) + 2 d + 2 (Cx + Cy)``, the last term for the norms. ``plain``:
+          ``d Cx`` more. ``gated``: ``d Cx + d + Cx + 1`` more, with the shared gate ``Cx + 1``. ``inner``: none. An
+          embedded value of ``D`` channels: ``D (Cx + 1)`` more. Defaults for 256 channels: 25,953.
         - Multiply-accumulates per position of the feature, at twice its size: ``bilinear``:
           ``4 Cy d + Cx d + 4 K^2 (d + Cx)``. ``plain``: ``Cx d`` more. ``gated``: ``Cx d + Cx + 5 d`` more. ``inner``:
           ``8 K^2 Cx``.
