@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from benchmark_ops import environment, measure
+from benchmark_ops import as_entry, environment, measure
 from mmengine import Config, DefaultScope
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -58,8 +58,9 @@ def main():
     first = next(iter(quartiles.values()))[1]
     table = Table('', 'ms (median)', 'x the first', title=f'inference, {args.shape[0]} x {args.shape[1]}')
     results = {}
-    for name, (low, median, high) in quartiles.items():
-        results[name] = dict(median_ms=median * 1e3, quartiles_ms=[low * 1e3, high * 1e3], ratio=median / first)
+    for name, values in quartiles.items():
+        median = values[1]
+        results[name] = dict(as_entry(values), ratio=median / first)
         table.add_row(name, f'{median * 1e3:.1f}', f'{median / first:.3f}')
     Console().print(table)
     if args.out:

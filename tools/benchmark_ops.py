@@ -121,6 +121,12 @@ def measure(runs, repeats, device):
     return {name: np.percentile(values[3:], [25, 50, 75]).tolist() for name, values in times.items()}
 
 
+def as_entry(quartiles):
+    """What the JSON files hold of :func:`measure`."""
+    low, median, high = (seconds * 1e3 for seconds in quartiles)
+    return dict(median_ms=median, quartiles_ms=[low, high])
+
+
 def cuda_peak(run):
     """Bytes allocated at the peak of a run beyond those before it."""
     torch.cuda.synchronize()
@@ -191,10 +197,11 @@ def benchmark_case(size_name, dtype_name, format_name, args):
         }
         runs.update(yardsticks(flops, traffic, args.device))
         quartiles = measure(runs, args.repeats, args.device)
-        for name, (low_quartile, median, high_quartile) in quartiles.items():
+        for name, values in quartiles.items():
             entry = results.setdefault(name, {})
-            entry[direction] = dict(median_ms=median * 1e3, quartiles_ms=[low_quartile * 1e3, high_quartile * 1e3])
+            entry[direction] = as_entry(values)
             if name == 'point_affiliation':
+                median = values[1]
                 entry[direction].update(
                     gb_per_s=traffic / median / 1e9,
                     share_of_copy=quartiles['copy'][1] / median,
@@ -242,11 +249,12 @@ def processor_name():
         return platform.processor()
 
 
-def show(case, console):
-    table = Table(title=f'{case["size"]} {case["shape"]}, {case["dtype"]}, {case["format"]}')
+def show(case, console, baseline='bilinear'):
+    """Print one case as a table, times also as multiples of those of ``baseline``."""
+    table = Table(title=', '.join(str(case[key]) for key in ('size', 'shape', 'dtype', 'format') if key in case))
     for heading in ('', 'forward ms', 'x bilinear', 'forward+backward ms', 'x bilinear', 'extra memory / output'):
         table.add_column(heading, justify='left' if not heading else 'right')
-    bilinear = case['results'].get('bilinear')
+    base = case['results'].get(baseline)
     for name, result in case['results'].items():
         row = [name]
         for direction in ('forward', 'forward_backward'):
@@ -254,7 +262,7 @@ def show(case, console):
                 row += ['', '']
                 continue
             median = result[direction]['median_ms']
-            row += [f'{median:.2f}', f'{median / bilinear[direction]["median_ms"]:.2f}' if bilinear else '']
+            row += [f'{median:.2f}', f'{median / base[direction]["median_ms"]:.2f}' if base else '']
         extra = result.get('extra_memory_of_output')
         table.add_row(*row, '' if extra is None else f'{extra:.1%}')
     console.print(table)

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import torch
-from benchmark_ops import SIZES, cpu_peak, cuda_peak, environment, forward, measure
+from benchmark_ops import SIZES, as_entry, cpu_peak, cuda_peak, environment, forward, measure, show
 from mmengine.registry import MODELS
 from rich.console import Console
-from rich.table import Table
 
 # name: config; the published defaults
 UPSAMPLERS = {
@@ -67,10 +66,8 @@ def benchmark(size_name, args):
         both[name] = prepare(name, size, args.device)
     results = {name: {} for name in UPSAMPLERS}
     for direction, runs in (('forward', forwards), ('forward_backward', both)):
-        for name, (low_quartile, median, high_quartile) in measure(runs, args.repeats, args.device).items():
-            results[name][direction] = dict(
-                median_ms=median * 1e3, quartiles_ms=[low_quartile * 1e3, high_quartile * 1e3]
-            )
+        for name, quartiles in measure(runs, args.repeats, args.device).items():
+            results[name][direction] = as_entry(quartiles)
     output = batch * channels * high[0] * high[1] * 4
     for name in UPSAMPLERS:
         if torch.device(args.device).type == 'cuda':
@@ -83,26 +80,13 @@ def benchmark(size_name, args):
     return dict(size=size_name, shape=size, results=results)
 
 
-def show(case, console):
-    table = Table(title=f'{case["size"]} {case["shape"]}')
-    for heading in ('', 'forward ms', 'x bilinear', 'forward+backward ms', 'x bilinear', 'extra memory / output'):
-        table.add_column(heading, justify='left' if not heading else 'right')
-    for name, result in case['results'].items():
-        row = [name]
-        for direction in ('forward', 'forward_backward'):
-            median = result[direction]['median_ms']
-            row += [f'{median:.1f}', f'{median / case["results"]["Bilinear"][direction]["median_ms"]:.2f}']
-        table.add_row(*row, f'{result["extra_memory_of_output"]:.2f}')
-    console.print(table)
-
-
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
     report, console = dict(environment=environment(args), cases=[]), Console()
     for size in args.sizes:
         report['cases'].append(benchmark(size, args))
-        show(report['cases'][-1], console)
+        show(report['cases'][-1], console, baseline='Bilinear')
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + '\n')
         print(f'written: {args.out}')
