@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sapa_mm.ops import affiliation_kernels, feature_assembly
+from sapa_mm.ops import affiliation_kernels, deformable_assembly, deformable_scores, feature_assembly
 from sapa_mm.ops.reference import affiliation_scores
 from sapa_mm.upsamplers import (
     A2U,
@@ -30,7 +30,6 @@ from sapa_mm.upsamplers import (
     PixelShuffle,
     SAPADeform,
 )
-from sapa_mm.upsamplers.sapa_deform import Samples
 
 FOLDER = Path(os.environ.get('SAPA_MM_GOLDEN', Path(__file__).parents[2] / 'shared' / 'golden' / 'dev'))
 CASES = json.loads((FOLDER / 'index.json').read_text())['cases'] if (FOLDER / 'index.json').is_file() else []
@@ -172,18 +171,22 @@ def build_sapa_deform(case):
     return SAPADeform(**{SAPA_D_ARGUMENTS[k]: v for k, v in kwargs.items()}, norm=norm), call_guided
 
 
-def deform_op(call):
-    def build(case):
-        kwargs = case['kwargs']
+def build_deform_qk(case):
+    groups = case['kwargs']['groups']
 
-        def sample(_, inputs):
-            inputs = dict(inputs)
-            low = inputs['k' if 'k' in inputs else 'v'].shape[2:]
-            return call(Samples(inputs.pop('offset'), low, kwargs['groups']), **inputs)
+    def call(_, inputs):
+        return deformable_scores(inputs['q'], inputs['k'], inputs['offset'], groups).unflatten(1, (groups, -1))
 
-        return None, sample
+    return None, call
 
-    return build
+
+def build_deform_av(case):
+    groups = case['kwargs']['groups']
+
+    def call(_, inputs):
+        return deformable_assembly(inputs['v'], inputs['attn'].flatten(1, 2), inputs['offset'], groups)
+
+    return None, call
 
 
 def build_fade(kind, **options):
@@ -321,8 +324,8 @@ BUILDERS = {
     'DySample+': build_unguided(DySample, DYSAMPLE_ARGUMENTS),
     'DySample+ (mmdet/mmseg fork)': build_unguided(DySample, DYSAMPLE_ARGUMENTS, scope_bias=True),
     'SAPA-D': build_sapa_deform,
-    'deform_qk': deform_op(lambda samples, q, k: samples.scores(q, k)),
-    'deform_av': deform_op(lambda samples, attn, v: samples.assemble(v, attn)),
+    'deform_qk': build_deform_qk,
+    'deform_av': build_deform_av,
     'FADE': build_fade(FADE),
     'FADE (H2L layout)': build_fade(FADE),
     'FADE without gate': build_fade(FADE, gating=False),

@@ -71,7 +71,7 @@ A2U_FORMULA = "the paper's formula, 6 K^2 C + 4 K^2 + C per cell, has less than 
 ASSEMBLY_TWICE = 'counts the assembly, 4 K^2 C per cell, twice'
 TWICE_ROUNDED = 'twice the rounded 0.75'
 INDEXNET = 'follows 32 C^2 + 16 C per place; the module in the training logs has 16 C^2'
-SAMPLING = 'counts 9 operations per sampled value, 8 of them for the interpolation; here 4'
+SAMPLING = 'counts 9 operations per sampled value, 8 of them for the interpolation; here 5, 4 of them so'
 WEIGHTS = 'leaves out the biases'
 EXTRA_GROUP_NORM = 'leaves out the norms'
 

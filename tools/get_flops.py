@@ -48,18 +48,9 @@ def grid_sampler_flops(x_shape, grid_shape, interpolation, *args, out_shape=None
     return 2 * {0: 4, 1: 0, 2: 16}[interpolation] * prod(out_shape)
 
 
-def embedding_bag_flops(
-    table_shape, index_shape, offsets_shape, scale_grad=False, mode=0, sparse=False, weights_shape=None, *args, **kwargs
-) -> int:
-    """A weighted sum of rows of the table, as which SAPA-D samples; without weights nothing is multiplied."""
-    return 0 if weights_shape is None else 2 * prod(index_shape) * table_shape[1]
-
-
 FORMULAS = {
     aten.grid_sampler_2d: grid_sampler_flops,
     aten._grid_sampler_2d_cpu_fallback: grid_sampler_flops,
-    aten._embedding_bag: embedding_bag_flops,
-    aten._embedding_bag_forward_only: embedding_bag_flops,
 }
 
 

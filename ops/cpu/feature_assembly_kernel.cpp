@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "../gradients.h"
 #include "packing.h"
 
 namespace sapa_mm {
@@ -134,21 +135,16 @@ std::tuple<at::Tensor, at::Tensor> feature_assembly_backward_cpu(const at::Tenso
                                                                  int64_t groups, std::array<bool, 2> needs_grad) {
   check_feature_assembly(feature, kernels, kernel_size, groups);
   check_map(feature, "feature", grad, "grad");
-  at::Tensor grad_feature, grad_kernels;
-  if (needs_grad[0]) grad_feature = at::empty(feature.sizes(), feature.options(), feature.suggest_memory_format());
-  if (needs_grad[1]) grad_kernels = at::empty(kernels.sizes(), kernels.options(), kernels.suggest_memory_format());
+  const Inputs<2> inputs{&feature, &kernels};
+  Gradients<2> grads = make_gradients(inputs, needs_grad);
   if (grad.numel() == 0) {
-    if (needs_grad[0]) grad_feature.zero_();
-    if (needs_grad[1]) grad_kernels.zero_();
+    make_zero(grads);
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, feature.scalar_type(), "feature_assembly_backward_cpu", [&] {
-          backward<scalar_t>(grad, feature, kernels, static_cast<int>(kernel_size), groups, grad_feature, grad_kernels);
-        });
+        at::kHalf, at::kBFloat16, feature.scalar_type(), "feature_assembly_backward_cpu",
+        [&] { backward<scalar_t>(grad, feature, kernels, static_cast<int>(kernel_size), groups, grads[0], grads[1]); });
   }
-  if (!needs_grad[0]) grad_feature = at::empty({0}, feature.options());
-  if (!needs_grad[1]) grad_kernels = at::empty({0}, feature.options());
-  return {grad_feature, grad_kernels};
+  return as_tuple(grads, inputs);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "../gradients.h"
 #include "packing.h"
 
 namespace sapa_mm {
@@ -185,24 +186,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> point_affiliation_backward_cpu(
     const at::Tensor& normalizer, int64_t kernel_size, int64_t normalization, std::array<bool, 3> needs_grad) {
   check_point_affiliation(query, key, value, kernel_size, normalization);
   check_map(query, "query", grad, "grad");
-  const auto gradient_of = [](const at::Tensor& x, bool needed) {
-    return needed ? at::empty(x.sizes(), x.options(), x.suggest_memory_format()) : at::Tensor();
-  };
-  at::Tensor grad_query = gradient_of(query, needs_grad[0]), grad_key = gradient_of(key, needs_grad[1]),
-             grad_value = gradient_of(value, needs_grad[2]);
+  const Inputs<3> inputs{&query, &key, &value};
+  Gradients<3> grads = make_gradients(inputs, needs_grad);
   if (query.size(0) * query.size(2) * query.size(3) == 0) {
-    for (at::Tensor* x : {&grad_query, &grad_key, &grad_value})
-      if (x->defined()) x->zero_();
+    make_zero(grads);
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, query.scalar_type(), "point_affiliation_backward_cpu", [&] {
           backward<scalar_t>(grad, query, key, value, normalizer, static_cast<int>(kernel_size),
-                             static_cast<Normalization>(normalization), grad_query, grad_key, grad_value);
+                             static_cast<Normalization>(normalization), grads[0], grads[1], grads[2]);
         });
   }
-  for (at::Tensor* x : {&grad_query, &grad_key, &grad_value})
-    if (!x->defined()) *x = at::empty({0}, query.options());
-  return {grad_query, grad_key, grad_value};
+  return as_tuple(grads, inputs);
 }
 
 }  // namespace

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "norms.h"
+#include "points.h"
+
 namespace sapa_mm {
 
 namespace plain {
@@ -11,6 +14,10 @@ template <typename T>
 const RowKernels<T>& kernels();
 template <typename T, typename Stored>
 const PackKernels<T, Stored>& pack_kernels();
+template <typename T>
+const PointKernels<T>& point_kernels();
+template <typename T>
+const NormKernels<T>& norm_kernels();
 }  // namespace plain
 #if defined(__x86_64__)
 namespace avx2 {
@@ -18,12 +25,20 @@ template <typename T>
 const RowKernels<T>& kernels();
 template <typename T, typename Stored>
 const PackKernels<T, Stored>& pack_kernels();
+template <typename T>
+const PointKernels<T>& point_kernels();
+template <typename T>
+const NormKernels<T>& norm_kernels();
 }  // namespace avx2
 namespace avx512 {
 template <typename T>
 const RowKernels<T>& kernels();
 template <typename T, typename Stored>
 const PackKernels<T, Stored>& pack_kernels();
+template <typename T>
+const PointKernels<T>& point_kernels();
+template <typename T>
+const NormKernels<T>& norm_kernels();
 }  // namespace avx512
 #endif
 
@@ -64,6 +79,20 @@ const PackKernels<T, Stored>& pack_kernels() {
   SAPA_MM_CHOOSE(template SAPA_MM_PACK)
 }
 
+template <typename T>
+const PointKernels<T>& point_kernels() {
+  SAPA_MM_CHOOSE(template point_kernels<T>)
+}
+
+template <typename T>
+const NormKernels<T>& norm_kernels() {
+  SAPA_MM_CHOOSE(template norm_kernels<T>)
+}
+
+template const NormKernels<float>& norm_kernels<float>();
+template const NormKernels<double>& norm_kernels<double>();
+template const PointKernels<float>& point_kernels<float>();
+template const PointKernels<double>& point_kernels<double>();
 template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
 template const PackKernels<float, float>& pack_kernels<float, float>();

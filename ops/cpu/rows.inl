@@ -27,6 +27,12 @@ SAPA_MM_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<Vector<T>*>(p) = v;
 }
 
+template <typename T>
+SAPA_MM_INLINE Vector<T> all(T x) {
+  const Vector<T> zero = {};
+  return zero + x;
+}
+
 // ---- correlate -----------------------------------------------------------------------------------------------------
 // A block of SLOTS queries x TAPS neighbouring taps stays in registers while the channels pass.
 
@@ -606,8 +612,6 @@ const PackKernels<T, Stored>& pack_kernels() {
 SAPA_MM_INSTANTIATE
 
 #undef SAPA_MM_INSTANTIATE
-
-#undef SAPA_MM_INLINE
 
 }  // namespace SAPA_MM_ISA
 }  // namespace sapa_mm

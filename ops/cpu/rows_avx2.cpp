@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops with AVX2 vectors. The standard headers stand before the target pragma, so that no inline function of
 // theirs is compiled for a processor that the rest of the library does not ask for.
+#include "norms.h"
+#include "points.h"
 #include "rows.h"
 
 #if defined(__x86_64__)
@@ -14,7 +16,11 @@
 
 #define SAPA_MM_ISA avx2
 #define SAPA_MM_VECTOR_BYTES 32
+// clang-format off: the others stand on the first
 #include "rows.inl"
+#include "norms.inl"
+#include "points.inl"
+// clang-format on
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops with AVX-512 vectors. The standard headers stand before the target pragma, so that no inline function of
 // theirs is compiled for a processor that the rest of the library does not ask for.
+#include "norms.h"
+#include "points.h"
 #include "rows.h"
 
 #if defined(__x86_64__)
@@ -15,7 +17,11 @@
 
 #define SAPA_MM_ISA avx512
 #define SAPA_MM_VECTOR_BYTES 64
+// clang-format off: the others stand on the first
 #include "rows.inl"
+#include "norms.inl"
+#include "points.inl"
+// clang-format on
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -7,7 +7,9 @@
 #include <ATen/OpMathType.h>
 #include <torch/library.h>
 
+#include "../gradients.h"
 #include "tensor_view.h"
+#include "window_kernels.cuh"
 
 namespace sapa_mm {
 namespace {
@@ -34,12 +36,10 @@ std::tuple<at::Tensor, at::Tensor> feature_assembly_backward_cuda(const at::Tens
   check_feature_assembly(feature, kernels, kernel_size, groups);
   check_map(feature, "feature", grad, "grad");
   const c10::cuda::CUDAGuard guard(feature.device());
-  at::Tensor grad_feature, grad_kernels;
-  if (needs_grad[0]) grad_feature = at::empty(feature.sizes(), feature.options(), feature.suggest_memory_format());
-  if (needs_grad[1]) grad_kernels = at::empty(kernels.sizes(), kernels.options(), kernels.suggest_memory_format());
+  const Inputs<2> inputs{&feature, &kernels};
+  Gradients<2> grads = make_gradients(inputs, needs_grad);
   if (grad.numel() == 0) {
-    if (needs_grad[0]) grad_feature.zero_();
-    if (needs_grad[1]) grad_kernels.zero_();
+    make_zero(grads);
   } else {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, feature.scalar_type(), "feature_assembly_backward_cuda", [&] {
@@ -48,14 +48,12 @@ std::tuple<at::Tensor, at::Tensor> feature_assembly_backward_cuda(const at::Tens
                                                                               view_of<scalar_t>(kernels),
                                                                               kernel_size,
                                                                               groups,
-                                                                              mutable_view_of<scalar_t>(grad_feature),
-                                                                              mutable_view_of<scalar_t>(grad_kernels),
+                                                                              mutable_view_of<scalar_t>(grads[0]),
+                                                                              mutable_view_of<scalar_t>(grads[1]),
                                                                               c10::cuda::getCurrentCUDAStream()}();
         });
   }
-  if (!needs_grad[0]) grad_feature = at::empty({0}, feature.options());
-  if (!needs_grad[1]) grad_kernels = at::empty({0}, feature.options());
-  return {grad_feature, grad_kernels};
+  return as_tuple(grads, inputs);
 }
 
 }  // namespace

@@ -9,7 +9,9 @@
 
 #include <algorithm>
 
+#include "../gradients.h"
 #include "tensor_view.h"
+#include "window_kernels.cuh"
 
 namespace sapa_mm {
 namespace {
@@ -50,15 +52,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> point_affiliation_backward_cuda(
   check_point_affiliation(query, key, value, kernel_size, normalization);
   check_map(query, "query", grad, "grad");
   const c10::cuda::CUDAGuard guard(query.device());
-  const auto gradient_of = [](const at::Tensor& x, bool needed) {
-    return needed ? at::empty(x.sizes(), x.options(), x.suggest_memory_format()) : at::Tensor();
-  };
-  at::Tensor grad_query = gradient_of(query, needs_grad[0]), grad_key = gradient_of(key, needs_grad[1]),
-             grad_value = gradient_of(value, needs_grad[2]);
+  const Inputs<3> inputs{&query, &key, &value};
+  Gradients<3> grads = make_gradients(inputs, needs_grad);
   const int64_t H = query.size(2), W = query.size(3);
   if (query.size(0) * H * W == 0) {
-    for (at::Tensor* x : {&grad_query, &grad_key, &grad_value})
-      if (x->defined()) x->zero_();
+    make_zero(grads);
   } else if (needs_grad[0] || needs_grad[1] || needs_grad[2]) {
     AT_DISPATCH_FLOATING_TYPES_AND2(
         at::kHalf, at::kBFloat16, query.scalar_type(), "point_affiliation_backward_cuda", [&] {
@@ -76,9 +74,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> point_affiliation_backward_cuda(
                                                                       normalizer.const_data_ptr<acc_t>(),
                                                                       kernel_size,
                                                                       static_cast<Normalization>(normalization),
-                                                                      mutable_view_of<scalar_t>(grad_query),
-                                                                      mutable_view_of<scalar_t>(grad_key),
-                                                                      mutable_view_of<scalar_t>(grad_value),
+                                                                      mutable_view_of<scalar_t>(grads[0]),
+                                                                      mutable_view_of<scalar_t>(grads[1]),
+                                                                      mutable_view_of<scalar_t>(grads[2]),
                                                                       mutable_view_of<acc_t>(weights),
                                                                       mutable_view_of<acc_t>(grad_scores),
                                                                       images,
@@ -86,9 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> point_affiliation_backward_cuda(
           backward();
         });
   }
-  for (at::Tensor* x : {&grad_query, &grad_key, &grad_value})
-    if (!x->defined()) *x = at::empty({0}, query.options());
-  return {grad_query, grad_key, grad_value};
+  return as_tuple(grads, inputs);
 }
 
 }  // namespace

@@ -3,11 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "window_kernels.cuh"
+#include "view.cuh"
 
 namespace sapa_mm {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of point affiliation and feature assembly, and how they are launched. Nothing here is of torch and, of
-// CUDA, only the words below, so that a host compiler can run it all (tests/test_ops/cuda_on_host.h).
+// The kernels of point affiliation and feature assembly, and how they are launched. They use CUDA by
+// the words of view.cuh only.
 //
 // A block owns a tile of output positions of one image. A thread owns up to P positions, neighbours in a column that
 // share a cell and so a window, with their K*K scores or weights in registers: a value of the window is read once for
@@ -13,35 +13,15 @@
 
 #include "../normalization.h"
 #include "../window.h"
-
-#if defined(__CUDACC__)
-#define SAPA_MM_DYNAMIC_SHARED(type, name)                    \
-  extern __shared__ __align__(16) unsigned char raw_shared[]; \
-  type* const name = reinterpret_cast<type*>(raw_shared)
-#define SAPA_MM_LAUNCH(kernel, blocks, shared_bytes, stream, ...)                             \
-  kernel<<<static_cast<unsigned int>(blocks), kThreads, shared_bytes, stream>>>(__VA_ARGS__); \
-  C10_CUDA_KERNEL_LAUNCH_CHECK()
-#endif
+#include "view.cuh"
 
 namespace sapa_mm {
 
-constexpr int kTileWidth = 32, kTileHeight = 8, kThreads = kTileWidth * kTileHeight;
+constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
 constexpr int kMaxWindow = 15;
 constexpr int kSpreadChannels = 8;           // channels that one thread of spread_kernel sums
 constexpr int64_t kStagedBytes = 16 * 1024;  // of shared memory that a block fills at a time, if one channel fits
 constexpr int64_t kSharedBytes = 48 * 1024;  // that a block can have without asking
-
-// A tensor (N, C, H, W) of any strides.
-template <typename scalar_t>
-struct View {
-  scalar_t* data;
-  int64_t images, channels, height, width;
-  int64_t n, c, y, x;  // strides
-
-  __device__ scalar_t& at(int64_t image, int64_t channel, int64_t row, int64_t column) const {
-    return data[image * n + channel * c + row * y + column * x];
-  }
-};
 
 // How a launch looks at the sizes: H x W positions over h x w cells, `row_chunks` threads to a column of a cell.
 struct Geometry {
@@ -480,11 +460,6 @@ void spread(const View<const scalar_t>& source, const View<const weight_t>& weig
   if (threads == 0) return;
   SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), (threads + kThreads - 1) / kThreads, 0, stream, source,
                  weights, g, groups, first_image, grad);
-}
-
-template <typename scalar_t>
-View<const scalar_t> read_only(const View<scalar_t>& view) {
-  return {view.data, view.images, view.channels, view.height, view.width, view.n, view.c, view.y, view.x};
 }
 
 template <typename scalar_t, typename acc_t, typename Stream>

@@ -5,8 +5,21 @@ They run the compiled library where it is there and :mod:`sapa_mm.ops.reference`
 """
 
 from . import flops, reference
+from .channel_norm import channel_norm, norm_projection
+from .deformable_sampling import deformable_assembly, deformable_scores
 from .feature_assembly import feature_assembly
 from .library import backend
 from .point_affiliation import affiliation_kernels, point_affiliation
 
-__all__ = ['affiliation_kernels', 'backend', 'feature_assembly', 'flops', 'point_affiliation', 'reference']
+__all__ = [
+    'affiliation_kernels',
+    'backend',
+    'channel_norm',
+    'deformable_assembly',
+    'deformable_scores',
+    'feature_assembly',
+    'flops',
+    'norm_projection',
+    'point_affiliation',
+    'reference',
+]

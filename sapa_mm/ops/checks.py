@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operators ask of their inputs, with the rule and both values in every message."""
 
+import torch
 from torch import Tensor
 
 NORMALIZATIONS = ('softmax', 'relu', 'sigmoid', 'softplus')
@@ -25,9 +26,31 @@ def _check_maps(**maps: Tensor) -> None:
             raise ValueError(f'{first_name} and {name} must have one batch size, got {first.shape[0]} and {x.shape[0]}')
 
 
+def _check_size(**maps: Tensor) -> None:
+    (a, x), (b, y) = maps.items()
+    if x.shape[2:] != y.shape[2:]:
+        raise ValueError(
+            f'{a} and {b} must have the same height and width, got {tuple(x.shape[2:])} and {tuple(y.shape[2:])}'
+        )
+
+
 def _check_low_resolution(name: str, x: Tensor, size: tuple[int, ...]) -> None:
     if 0 in x.shape[2:] and 0 not in size:
         raise ValueError(f'{name} is empty, {tuple(x.shape)}, where the output has size {tuple(size)}')
+
+
+def _check_groups(x: Tensor, groups: int) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f'groups must be an int, got {type(groups).__name__}')
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f'groups must divide the number of channels, got {groups} groups and {x.shape[1]} channels')
+
+
+def _check_offset(offset: Tensor, groups: int) -> None:
+    if offset.shape[1] == 0 or offset.shape[1] % (2 * groups):
+        raise ValueError(
+            f'offset must have 2 * groups * points channels, got {offset.shape[1]} channels for {groups} groups'
+        )
 
 
 def check_kernel_size(kernel_size: int) -> None:
@@ -42,9 +65,7 @@ def check_normalization(normalization: str) -> None:
         raise ValueError(f'normalization must be one of {NORMALIZATIONS}, got {normalization!r}')
 
 
-def check_scores(query: Tensor, key: Tensor, kernel_size: int, normalization: str = 'softmax') -> None:
-    check_kernel_size(kernel_size)
-    check_normalization(normalization)
+def _check_query_and_key(query: Tensor, key: Tensor) -> None:
     _check_maps(query=query, key=key)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
@@ -53,27 +74,76 @@ def check_scores(query: Tensor, key: Tensor, kernel_size: int, normalization: st
     _check_low_resolution('key', key, query.shape[2:])
 
 
+def check_scores(query: Tensor, key: Tensor, kernel_size: int, normalization: str = 'softmax') -> None:
+    check_kernel_size(kernel_size)
+    check_normalization(normalization)
+    _check_query_and_key(query, key)
+
+
 def check_point_affiliation(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str) -> None:
     check_scores(query, key, kernel_size, normalization)
     _check_maps(query=query, value=value)
-    if key.shape[2:] != value.shape[2:]:
-        raise ValueError(
-            f'key and value must have the same height and width, got {tuple(key.shape[2:])} '
-            f'and {tuple(value.shape[2:])}'
-        )
+    _check_size(key=key, value=value)
 
 
 def check_feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int) -> None:
     check_kernel_size(kernel_size)
     _check_maps(feature=feature, kernels=kernels)
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f'groups must be an int, got {type(groups).__name__}')
-    if groups < 1 or feature.shape[1] % groups:
-        raise ValueError(
-            f'groups must divide the number of channels, got {groups} groups and {feature.shape[1]} channels'
-        )
+    _check_groups(feature, groups)
     if kernels.shape[1] != groups * kernel_size**2:
         raise ValueError(
             f'kernels must have groups * kernel_size**2 = {groups * kernel_size**2} channels, got {kernels.shape[1]}'
         )
     _check_low_resolution('feature', feature, kernels.shape[2:])
+
+
+def check_deformable_scores(query: Tensor, key: Tensor, offset: Tensor, groups: int) -> None:
+    _check_query_and_key(query, key)
+    _check_maps(query=query, offset=offset)
+    _check_groups(query, groups)
+    _check_offset(offset, groups)
+    _check_size(query=query, offset=offset)
+
+
+def check_deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups: int) -> None:
+    _check_maps(feature=feature, offset=offset)
+    _check_maps(kernels=kernels)
+    _check_groups(feature, groups)
+    _check_offset(offset, groups)
+    if kernels.shape[1] * 2 != offset.shape[1]:
+        raise ValueError(f'kernels must have half the channels of offset, got {kernels.shape[1]} and {offset.shape[1]}')
+    if kernels.shape[0] != offset.shape[0] or kernels.device != offset.device:
+        raise ValueError(
+            f'kernels and offset must have one batch size and be on one device, got {kernels.shape[0]} on '
+            f'{kernels.device} and {offset.shape[0]} on {offset.device}'
+        )
+    _check_size(kernels=kernels, offset=offset)
+    _check_low_resolution('feature', feature, offset.shape[2:])
+
+
+def check_channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    _check_maps(x=x)
+    for name, parameter in dict(weight=weight, bias=bias).items():
+        if parameter is not None and parameter.shape != x.shape[1:2]:
+            raise ValueError(
+                f'{name} must have one element for each of the {x.shape[1]} channels of x, '
+                f'got shape {tuple(parameter.shape)}'
+            )
+
+
+def check_norm_projection(x: Tensor, matrix: Tensor, shift: Tensor) -> None:
+    _check_maps(x=x)
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if matrix.dtype != wanted or shift.dtype != wanted:
+        raise TypeError(
+            f'matrix and shift must have dtype {wanted} for x of {x.dtype}, got {matrix.dtype} and {shift.dtype}'
+        )
+    if matrix.dim() != 2 or matrix.shape[1] != x.shape[1] or x.shape[1] == 0:
+        raise ValueError(
+            f'matrix must have one column for each of the {x.shape[1]} channels of x, got shape {tuple(matrix.shape)}'
+        )
+    if shift.shape != matrix.shape[:1]:
+        raise ValueError(
+            f'shift must have one element for each of the {matrix.shape[0]} rows of matrix, '
+            f'got shape {tuple(shift.shape)}'
+        )

@@ -35,7 +35,7 @@ def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups:
 
 
 def _register() -> None:
-    from .registration import memory_format, no_double_backward, register_fake
+    from .registration import fake_gradients, memory_format, register_backward, register_fake
 
     @register_fake('sapa_mm::feature_assembly')
     def _(feature, kernels, kernel_size, groups):
@@ -44,22 +44,9 @@ def _register() -> None:
 
     @register_fake('sapa_mm::_feature_assembly_backward')
     def _(grad, feature, kernels, kernel_size, groups, needs_grad):
-        return tuple(
-            torch.empty_like(x, memory_format=memory_format(x)) if needed else x.new_empty(0)
-            for x, needed in zip((feature, kernels), needs_grad)
-        )
+        return fake_gradients((feature, kernels), needs_grad)
 
-    def save(ctx, inputs, output):
-        feature, kernels, *ctx.options = inputs
-        ctx.save_for_backward(feature, kernels)
-
-    def backward(ctx, grad):
-        needs_grad = ctx.needs_input_grad[:2]
-        grads = torch.ops.sapa_mm._feature_assembly_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
-        return (*(g if needed else None for g, needed in zip(grads, needs_grad)), None, None)
-
-    torch.library.register_autograd('sapa_mm::feature_assembly', backward, setup_context=save)
-    no_double_backward('_feature_assembly_backward')
+    register_backward('feature_assembly', tensors=2)
 
 
 if is_loaded():

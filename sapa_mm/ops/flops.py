@@ -2,9 +2,12 @@
 """Multiply-accumulates of the compiled operators, told to the counters of torch and mmengine.
 
 A query meets ``K*K`` keys of ``D`` channels and mixes ``K*K`` values of ``C`` channels, at each of the ``H*W``
-positions: ``N * H * W * K*K * (D + C)``. Normalising the scores is not counted, as in the published tables. The
-reference needs no formula: it consists of operators that the counters know, and costs the same for integer ratios (for
-others it fills every cell up to the fullest one, and the counters see that).
+positions: ``N * H * W * K*K * (D + C)``. A deformable point costs one product for each channel too, and four for its
+bilinear sample. Normalising scores or channels is not counted, as in the published tables.
+
+The reference needs no formula: it consists of operators that the counters know, and costs the same for integer ratios
+(for others it fills every cell up to the fullest one, and the counters see that). Its ``grid_sample`` only
+``tools/get_flops.py`` counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +16,9 @@ from math import prod
 import torch
 
 from .library import is_loaded
+
+#: Products of a bilinear sample, per channel.
+TAPS = 4
 
 
 def _point_affiliation(query, key, value, kernel_size, normalization) -> int:
@@ -34,6 +40,40 @@ def _feature_assembly_backward(grad, feature, kernels, kernel_size, groups, need
     return _windows(kernels, kernel_size) * feature[1] * sum(needs_grad)
 
 
+def _deformable_scores(query, key, offset, groups) -> int:
+    return _samples(offset, query[1] // groups) * (TAPS + 1)
+
+
+def _deformable_scores_backward(grad, query, key, offset, groups, needs_grad) -> int:
+    return _samples(offset, query[1] // groups) * _sampling_backward(*needs_grad)
+
+
+def _deformable_assembly(feature, kernels, offset, groups) -> int:
+    return _samples(offset, feature[1] // groups) * (TAPS + 1)
+
+
+def _deformable_assembly_backward(grad, feature, kernels, offset, groups, needs_grad) -> int:
+    needs_feature, needs_kernels, needs_offset = needs_grad
+    return _samples(offset, feature[1] // groups) * _sampling_backward(needs_kernels, needs_feature, needs_offset)
+
+
+def _norm_projection(x, matrix, shift, eps) -> int:
+    return x[0] * prod(x[2:]) * prod(matrix)
+
+
+def _norm_projection_backward(grad, x, mean, rstd, matrix, needs_grad) -> int:
+    return _norm_projection(x, matrix, None, None) * (needs_grad[0] + needs_grad[1])
+
+
+def _sampling_backward(needs_vector, needs_sampled, needs_offset) -> int:
+    """Per sampled number: the sample again and a product, the transpose of that, and the products with four taps."""
+    return (TAPS + 1) * (needs_vector + needs_sampled) + TAPS * needs_offset
+
+
+def _samples(offset: Sequence[int], channels: int) -> int:
+    return offset[0] * offset[1] // 2 * prod(offset[2:]) * channels
+
+
 def _windows(shape: Sequence[int], kernel_size: int) -> int:
     return shape[0] * prod(shape[2:]) * kernel_size**2
 
@@ -44,6 +84,12 @@ MACS: dict[str, Callable[..., int]] = {
     '_point_affiliation_backward': _point_affiliation_backward,
     'feature_assembly': _feature_assembly,
     '_feature_assembly_backward': _feature_assembly_backward,
+    'deformable_scores': _deformable_scores,
+    '_deformable_scores_backward': _deformable_scores_backward,
+    'deformable_assembly': _deformable_assembly,
+    '_deformable_assembly_backward': _deformable_assembly_backward,
+    'norm_projection': _norm_projection,
+    '_norm_projection_backward': _norm_projection_backward,
 }
 
 

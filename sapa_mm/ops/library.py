@@ -5,6 +5,15 @@ import importlib.util
 
 import torch
 
+OPERATORS = (
+    'point_affiliation',
+    'feature_assembly',
+    'deformable_scores',
+    'deformable_assembly',
+    'channel_norm',
+    'norm_projection',
+)
+
 
 def _load() -> str | None:
     """Load the library; return why it is not there, or None."""
@@ -17,6 +26,9 @@ def _load() -> str | None:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # built for another torch, or a missing shared library
         return f'{spec.origin} cannot be loaded: {error}'
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.sapa_mm, name)]
+    if missing:
+        return f'{spec.origin} is older than this package, it lacks {", ".join(missing)}'
     return None
 
 

@@ -68,7 +68,7 @@ def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normal
 
 
 def _register() -> None:
-    from .registration import memory_format, no_double_backward, register_fake
+    from .registration import fake_gradients, memory_format, needed_gradients, no_double_backward, register_fake
 
     @register_fake('sapa_mm::point_affiliation')
     def _(query, key, value, kernel_size, normalization):
@@ -78,10 +78,7 @@ def _register() -> None:
 
     @register_fake('sapa_mm::_point_affiliation_backward')
     def _(grad, query, key, value, normalizer, kernel_size, normalization, needs_grad):
-        return tuple(
-            torch.empty_like(x, memory_format=memory_format(x)) if needed else x.new_empty(0)
-            for x, needed in zip((query, key, value), needs_grad)
-        )
+        return fake_gradients((query, key, value), needs_grad)
 
     def save(ctx, inputs, output):
         query, key, value, *ctx.options = inputs
@@ -94,7 +91,7 @@ def _register() -> None:
         if grad is None:
             return None, None, None, None, None
         grads = torch.ops.sapa_mm._point_affiliation_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
-        return (*(g if needed else None for g, needed in zip(grads, needs_grad)), None, None)
+        return needed_gradients(grads, needs_grad, ctx.options)
 
     torch.library.register_autograd('sapa_mm::point_affiliation', backward, setup_context=save)
     no_double_backward('_point_affiliation_backward')

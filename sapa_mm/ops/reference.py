@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_feature_assembly, check_point_affiliation, check_scores
+from .checks import (
+    check_channel_norm,
+    check_deformable_assembly,
+    check_deformable_scores,
+    check_feature_assembly,
+    check_norm_projection,
+    check_point_affiliation,
+    check_scores,
+)
 
 #: Added to the sum of the weights by the normalisations that can reach zero; the ablation that has them names no value.
 EPS = 1e-6
@@ -68,8 +76,11 @@ class _Cells:
 def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Repeat every position of ``(N, C, h, w)`` over the positions of its cell: ``(N, C, H, W)``.
 
-    Unlike ``F.interpolate(mode='nearest')``, whose index goes through a float32 ratio, the cell is exact for any size.
+    ``F.interpolate(mode='nearest')`` is faster but finds the cell by a float32 ratio, exact for powers of two.
     """
+    ratios = [s // c if c and s % c == 0 else 0 for s, c in zip(size, x.shape[2:])]
+    if all(r > 0 and r & (r - 1) == 0 for r in ratios):
+        return x if ratios == [1, 1] else F.interpolate(x, size=size)
     rows, columns = (cell_of(s, c, x.device) for s, c in zip(size, x.shape[2:]))
     return x.index_select(2, rows).index_select(3, columns)
 
@@ -81,7 +92,8 @@ def _unfold(x: Tensor, kernel_size: int) -> Tensor:
     return x.flatten(4).movedim(4, 2)
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -101,7 +113,7 @@ def normalize(scores: Tensor, normalization: str, dim: int = 1) -> Tensor:
 def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
     """Inner products of every query with its window of keys, before normalisation. See :mod:`sapa_mm.ops`."""
     check_scores(query, key, kernel_size)
-    dtype = _accumulation_dtype(query.dtype)
+    dtype = accumulation_dtype(query.dtype)
     if query.numel() == 0 or key.numel() == 0:
         shape = (query.shape[0], kernel_size**2, *query.shape[2:])
         return _empty(query.new_zeros(shape), query, key)
@@ -113,7 +125,7 @@ def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
 def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normalization: str = 'softmax') -> Tensor:
     """The kernels that :func:`point_affiliation` mixes with. See :mod:`sapa_mm.ops`."""
     check_scores(query, key, kernel_size, normalization)
-    dtype = _accumulation_dtype(query.dtype)
+    dtype = accumulation_dtype(query.dtype)
     scores = affiliation_scores(query.to(dtype), key.to(dtype), kernel_size)
     return normalize(scores, normalization).to(query.dtype)
 
@@ -121,7 +133,7 @@ def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normal
 def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1) -> Tensor:
     """Weighted sum of a window of features, kernels as given. See :mod:`sapa_mm.ops`."""
     check_feature_assembly(feature, kernels, kernel_size, groups)
-    dtype = _accumulation_dtype(feature.dtype)
+    dtype = accumulation_dtype(feature.dtype)
     size = kernels.shape[2:]
     if feature.numel() == 0 or kernels.numel() == 0:
         return _empty(feature.new_zeros((*feature.shape[:2], *size)), feature, kernels)
@@ -137,6 +149,58 @@ def point_affiliation(
 ) -> Tensor:
     """SAPA upsampling: :func:`affiliation_kernels`, then :func:`feature_assembly`. See :mod:`sapa_mm.ops`."""
     check_point_affiliation(query, key, value, kernel_size, normalization)
-    dtype = _accumulation_dtype(query.dtype)
+    dtype = accumulation_dtype(query.dtype)
     kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization)
     return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype)
+
+
+def _sample(x: Tensor, offset: Tensor, groups: int) -> Tensor:
+    """Bilinear samples at ``offset`` from the cells, zeros outside: ``(N, groups, C / groups, points, H, W)``."""
+    places = offset.unflatten(1, (groups, -1, 2))
+    rows, columns = (cell_of(s, c, x.device) for s, c in zip(offset.shape[2:], x.shape[2:]))
+    # grid_sample's -1 and 1 are the outer borders of the outer positions.
+    grid = (
+        torch.stack([(places[:, :, :, 0] + columns) * 2 + 1, (places[:, :, :, 1] + rows[:, None]) * 2 + 1], -1)
+        / x.new_tensor([x.shape[3], x.shape[2]])
+        - 1
+    )  # (N, groups, points, H, W, 2)
+    samples = F.grid_sample(
+        x.unflatten(1, (groups, -1)).flatten(0, 1), grid.flatten(2, 3).flatten(0, 1), align_corners=False
+    )
+    return samples.unflatten(2, (places.shape[2], -1)).unflatten(0, (-1, groups))
+
+
+def deformable_scores(query: Tensor, key: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
+    """Inner products of every query with samples of the keys. See :mod:`sapa_mm.ops`."""
+    check_deformable_scores(query, key, offset, groups)
+    dtype = accumulation_dtype(query.dtype)
+    query, key, offset = (x.to(dtype) for x in (query, key, offset))
+    if 0 in (query.numel(), key.numel()):
+        shape = (offset.shape[0], offset.shape[1] // 2, *offset.shape[2:])
+        return _empty(query.new_zeros(shape), query, key, offset)
+    query = query.unflatten(1, (groups, -1))
+    return torch.einsum('ngdhw,ngdphw->ngphw', query, _sample(key, offset, groups)).flatten(1, 2)
+
+
+def deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
+    """Weighted sum of samples of the features. See :mod:`sapa_mm.ops`."""
+    check_deformable_assembly(feature, kernels, offset, groups)
+    dtype = accumulation_dtype(feature.dtype)
+    if 0 in (feature.numel(), kernels.numel()):
+        return _empty(feature.new_zeros((*feature.shape[:2], *offset.shape[2:])), feature, kernels, offset)
+    kernels = kernels.to(dtype).unflatten(1, (groups, -1))
+    samples = _sample(feature.to(dtype), offset.to(dtype), groups)
+    return torch.einsum('ngphw,ngcphw->ngchw', kernels, samples).flatten(1, 2).to(feature.dtype)
+
+
+def channel_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """LayerNorm over channels. See :mod:`sapa_mm.ops`."""
+    check_channel_norm(x, weight, bias)
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, eps).movedim(-1, 1)
+
+
+def norm_projection(x: Tensor, matrix: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm over channels, then a 1x1 convolution. See :mod:`sapa_mm.ops`."""
+    check_norm_projection(x, matrix, shift)
+    normalised = channel_norm(x.to(matrix.dtype), eps=eps)
+    return F.conv2d(normalised, matrix[:, :, None, None], shift).to(x.dtype)

@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import affiliation_kernels, point_affiliation
+from ..ops import affiliation_kernels, channel_norm, norm_projection, point_affiliation
 from ..ops.checks import check_kernel_size, check_normalization
-from ..ops.reference import nearest
+from ..ops.reference import accumulation_dtype, nearest
 from ..registry import MODELS
 from .base import BaseUpsampler, require_choice, require_positive_int
 
@@ -19,7 +19,14 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of an NCHW map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return channel_norm(x, self.weight, self.bias, self.eps)
+
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The norm, then the 1x1 convolution of ``weight`` ``(D, C, 1, 1)`` and ``bias``, in one pass over the map."""
+        weight = weight.flatten(1)
+        # Their products are kept in the dtype of the sums.
+        weight, norm_weight, norm_bias = (t.to(accumulation_dtype(t.dtype)) for t in (weight, self.weight, self.bias))
+        return norm_projection(x, weight * norm_weight, (weight * norm_bias).sum(1) + bias, self.eps)
 
 
 @MODELS.register_module()
@@ -167,26 +174,28 @@ class SAPA(BaseUpsampler):
     def embed(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query ``(N, D, H, W)``, key ``(N, D, h, w)`` and value ``(N, out_channels, h, w)``."""
         self.check_inputs(feature, guide)
-        x, y = self.norm_x(feature), self.norm_y(guide)
-        value = self.v(x) if hasattr(self, 'v') else feature
         if self.similarity == 'inner':
-            return y, x, value
-        return self._query(feature, x, y), self.k(x), value
+            x = self.norm_x(feature)
+            return self.norm_y(guide), x, self.v(x) if hasattr(self, 'v') else feature
+        # What reads the normalised feature reads it once: the key, and the gate, the query's part, the value if there.
+        readers = {name: getattr(self, name) for name in ('k', 'gate', 'q', 'v') if hasattr(self, name)}
+        if not self.shared_gate:
+            readers.pop('q', None)
+        x = dict(zip(readers, project(self.norm_x, feature, *readers.values())))
+        (y,) = project(self.norm_y, guide, self.q if hasattr(self, 'q') else self.qy)
+        return self._query(feature, x, y), x['k'], x.get('v', feature)
 
-    def _query(self, feature: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _query(self, feature: Tensor, x: dict[str, Tensor], y: Tensor) -> Tensor:
         # A 1x1 convolution and the repetition over a cell commute: project the feature while it is small.
         size = y.shape[2:]
         if self.similarity == 'bilinear':
-            return self.q(y)
+            return y
         if self.similarity == 'plain':
-            return self.qy(y) + nearest(self.qx(feature), size)
-        gate = torch.sigmoid(self.gate(x))
-        if self.shared_gate:
-            # q(g y + (1 - g) x), the bias of q weighed g + (1 - g) = 1
-            from_guide, from_feature = self.q(y), self.q(x)
-        else:
-            from_guide, from_feature = self.qy(y), self.qx(feature)
-        return nearest(gate, size) * from_guide + nearest((1 - gate) * from_feature, size)
+            return y + nearest(self.qx(feature), size)
+        gate = torch.sigmoid(x['gate'])
+        # q(g y + (1 - g) x), the bias of q weighed g + (1 - g) = 1
+        from_feature = x['q'] if self.shared_gate else self.qx(feature)
+        return torch.addcmul(nearest((1 - gate) * from_feature, size), nearest(gate, size), y)
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         """Rename and reshape the published layouts in place; this module's own passes unchanged."""
@@ -204,6 +213,16 @@ class SAPA(BaseUpsampler):
             weight = state_dict.get(f'{prefix}{name}.weight')
             if weight is not None and weight.dim() == 2:
                 state_dict[f'{prefix}{name}.weight'] = weight[:, :, None, None]
+
+
+def project(norm: nn.Module, x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
+    """1x1 convolutions of the normalised map."""
+    if not isinstance(norm, ChannelNorm):
+        x = norm(x)
+        return tuple(conv(x) for conv in convs)
+    weight = torch.cat([conv.weight for conv in convs])
+    biases = [conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias for conv in convs]
+    return norm.project(x, weight, torch.cat(biases)).split([len(conv.weight) for conv in convs], 1)
 
 
 def make_norm(kind: str | None, channels: int, affine: bool = True) -> nn.Module:

@@ -4,8 +4,8 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from ..ops import deformable_assembly, deformable_scores
 from ..ops.reference import cell_of, nearest
 from ..registry import MODELS
 from .base import BaseUpsampler, require_choice, require_positive_int
@@ -119,13 +119,12 @@ class SAPADeform(BaseUpsampler):
         Raises:
             ValueError: If ranks, batch sizes or channels do not fit.
         """
-        query, key, samples = self._embed(feature, guide)
-        return samples.assemble(feature, samples.scores(query, key).softmax(2)).to(query.dtype)
+        kernels, offset = self._affiliate(feature, guide)
+        return deformable_assembly(feature, kernels, offset, self.groups)
 
     def kernels(self, feature: Tensor, guide: Tensor) -> Tensor:
         """The weights of the points that :meth:`forward` mixes with, ``(N, groups, num_points, H, W)``."""
-        query, key, samples = self._embed(feature, guide)
-        return samples.scores(query, key).softmax(2)
+        return self._affiliate(feature, guide)[0].unflatten(1, (self.groups, -1))
 
     def positions(self, feature: Tensor, guide: Tensor) -> Tensor:
         """Where the points lie, ``(N, groups, num_points, 2, H, W)``: ``x``, ``y`` in positions of the feature."""
@@ -140,78 +139,9 @@ class SAPADeform(BaseUpsampler):
         offset = self.offset(x)
         return nearest(F.pixel_shuffle(offset, self.scale_factor) if self.high_offset else offset, size)
 
-    def _embed(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, 'Samples']:
+    def _affiliate(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         self.check_inputs(feature, guide)
         x = self.norm_x(feature)
-        samples = Samples(self.offsets(x, guide.shape[2:]), feature.shape[2:], self.groups)
-        return self.q(self.norm_y(guide)), self.k(x), samples
-
-
-class Samples:
-    """Bilinear samples of ``(N, C, h, w)`` maps around the cell of every position of a ``(H, W)`` map.
-
-    A sample is a sum of four rows of the map seen as a table of positions, so sums over samples are
-    ``F.embedding_bag``: no map of samples is made, and the sums of its backward have a fixed order. All is computed in
-    float32 or float64, since a place in a low dtype would be off by up to a quarter of a position.
-
-    Args:
-        offset: ``(N, groups * points * 2, H, W)``: by group, by point, ``x`` (width) then ``y`` (height), in positions
-            of the map; 0 is the centre of the cell.
-        size: Height and width of the map.
-        groups: Groups of channels, each with its own points.
-    """
-
-    def __init__(self, offset: Tensor, size: tuple[int, int], groups: int) -> None:
-        n, _, height, width = offset.shape
-        h, w = size
-        self.groups = groups
-        self.shape = (n, groups, height, width)
-        self.dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
-        offset = offset.to(self.dtype).unflatten(1, (groups, -1, 2))
-        # The maps get a border of zeros, and points beyond it move onto it. There they stay without a gradient.
-        columns, rows = cell_of(width, w, offset.device), cell_of(height, h, offset.device)
-        x = (offset[:, :, :, 0] + columns).clamp(-1, w)
-        y = (offset[:, :, :, 1] + rows[:, None]).clamp(-1, h)
-        x, y = (t.permute(0, 1, 3, 4, 2) for t in (x, y))  # (N, G, H, W, P)
-        # A place that is not a number makes the result one, instead of an index outside the table.
-        left, top = (t.detach().floor().nan_to_num(-1) for t in (x, y))
-        fx, fy = x - left, y - top
-        stride = w + 3
-        first = (top.int() + 1) * stride + left.int() + 1
-        first += torch.arange(n * groups, dtype=torch.int32, device=offset.device).view(n, groups, 1, 1, 1) * (
-            (h + 3) * stride
-        )
-        corners = torch.tensor([0, 1, stride, stride + 1], dtype=torch.int32, device=offset.device)
-        weights = torch.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], -1)
-        #: Rows of the table and their shares, ``(N * G * H * W, P, 4)``.
-        self.index = (first[..., None] + corners).flatten(0, 3)
-        self.weights = weights.flatten(0, 3)
-
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Inner products of ``query (N, G*D, H, W)`` with samples of ``key (N, G*D, h, w)``: ``(N, G, P, H, W)``."""
-        table = self._table(key)
-        query = query.to(self.dtype).unflatten(1, (self.groups, -1)).flatten(3).transpose(2, 3).flatten(0, 2)
-        # Point by point, and sampled again in backward: (N, G, P, D, H, W) is never there.
-        points = [
-            checkpoint(_scores, query, table, index, weights, use_reentrant=False, preserve_rng_state=False)
-            for index, weights in zip(self.index.unbind(1), self.weights.unbind(1))
-        ]
-        return torch.stack(points, 1).unflatten(0, self.shape).movedim(4, 2)
-
-    def assemble(self, value: Tensor, kernels: Tensor) -> Tensor:
-        """Mix samples of ``value (N, C, h, w)`` by ``kernels (N, G, P, H, W)``: ``(N, C, H, W)``."""
-        weights = self.weights * kernels.to(self.dtype).movedim(2, 4).flatten(0, 3)[..., None]
-        out = F.embedding_bag(
-            self.index.flatten(1), self._table(value), per_sample_weights=weights.flatten(1), mode='sum'
-        )
-        return out.unflatten(0, self.shape).movedim(4, 2).flatten(1, 2)
-
-    def _table(self, x: Tensor) -> Tensor:
-        """Positions of every group as rows, with the border: ``(N * G * (h+3) * (w+3), C / G)``."""
-        x = F.pad(x.to(self.dtype), (1, 2, 1, 2))
-        return x.unflatten(1, (self.groups, -1)).flatten(3).transpose(2, 3).flatten(0, 2)
-
-
-def _scores(query: Tensor, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    sampled = F.embedding_bag(index, table, per_sample_weights=weights, mode='sum')
-    return (query * sampled).sum(1)
+        offset = self.offsets(x, guide.shape[2:])
+        scores = deformable_scores(self.q(self.norm_y(guide)), self.k(x), offset, self.groups)
+        return scores.unflatten(1, (self.groups, -1)).softmax(2).flatten(1, 2), offset

@@ -3,6 +3,7 @@
 // of the maps in the order of the arguments, four each; a null pointer is a gradient that is not wanted.
 #include "cuda_on_host.h"
 
+#include "../../ops/cuda/sampling_kernels.cuh"
 #include "../../ops/cuda/window_kernels.cuh"
 
 namespace sapa_mm {
@@ -83,9 +84,37 @@ void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature,
                                  {}}();
 }
 
+struct SamplingSizes {
+  int64_t N, C, H, W, h, w, groups, points;
+};
+
+// Strides of the map at the high resolution, of that at the low one and of the offsets.
+template <typename T>
+struct SamplingMaps {
+  const SamplingSizes& s;
+  const int64_t* strides;
+
+  template <typename U>
+  View<U> high(U* x) const {
+    return view(x, s.N, s.C, s.H, s.W, strides);
+  }
+  View<const T> low(const T* x) const { return view(x, s.N, s.C, s.h, s.w, strides + 4); }
+  template <typename U>
+  View<U> points(U* x) const {
+    return contiguous(x, s.N, s.groups * s.points, s.H, s.W);
+  }
+  template <typename U>
+  View<U> offsets(U* x) const {
+    return view(x, s.N, s.groups * s.points * 2, s.H, s.W, strides + 8);
+  }
+  Sampling<T, T, Stream> sampling(const T* offset) const { return {offsets(offset), s.groups, {}}; }
+};
+
 }  // namespace
 }  // namespace sapa_mm
 
+using sapa_mm::SamplingMaps;
+using sapa_mm::SamplingSizes;
 using sapa_mm::Sizes;
 
 #define FOR_TYPE(T)                                                                                                    \
@@ -105,6 +134,23 @@ using sapa_mm::Sizes;
   void assembly_backward_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels,               \
                              const T* grad, T* grad_feature, T* grad_kernels) {                                        \
     sapa_mm::assembly_backward(*s, strides, feature, kernels, grad, grad_feature, grad_kernels);                       \
+  }                                                                                                                    \
+  void correlate_points_##T(const SamplingSizes* s, const int64_t* strides, const T* x, const T* low, const T* offset, \
+                            T* scores, const T* weights, T* grad_offset) {                                             \
+    const SamplingMaps<T> maps{*s, strides};                                                                           \
+    maps.sampling(offset).correlate(maps.high(x), maps.low(low), maps.points(scores), maps.points(weights),            \
+                                    maps.offsets(grad_offset));                                                        \
+  }                                                                                                                    \
+  void assemble_points_##T(const SamplingSizes* s, const int64_t* strides, const T* weights, const T* low,             \
+                           const T* offset, T* out) {                                                                  \
+    const SamplingMaps<T> maps{*s, strides};                                                                           \
+    maps.sampling(offset).assemble(maps.points(weights), maps.low(low), maps.high(out));                               \
+  }                                                                                                                    \
+  void spread_points_##T(const SamplingSizes* s, const int64_t* strides, const T* weights, const T* x,                 \
+                         const T* offset, T* sums) {                                                                   \
+    const SamplingMaps<T> maps{*s, strides};                                                                           \
+    maps.sampling(offset).spread(maps.points(weights), maps.high(x),                                                   \
+                                 sapa_mm::contiguous(sums, s->N, s->C, s->h, s->w));                                   \
   }
 
 extern "C" {

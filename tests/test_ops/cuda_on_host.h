@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gives the words of CUDA that ops/cuda/window_kernels.cuh uses a meaning on the host: one thread per CUDA thread of a
+// Gives the words of CUDA that the kernels of ops/cuda use a meaning on the host: one thread per CUDA thread of a
 // block, with a real barrier; blocks one after another. It finds wrong indices, wrong shapes of shared memory and
 // missing barriers of the crude kind; it says nothing of speed or of races inside a warp.
 #pragma once
 
 #include <math.h>
 
+#include <atomic>
 #include <barrier>
 #include <cstdint>
 #include <thread>
@@ -50,6 +51,11 @@ void launch(const Kernel& kernel, int64_t blocks, int threads, int64_t shared_by
 }
 
 }  // namespace cuda_on_host
+
+template <typename T>
+void atomicAdd(T* sum, T x) {
+  std::atomic_ref<T>(*sum).fetch_add(x);
+}
 
 #define blockIdx cuda_on_host::block_index
 #define threadIdx cuda_on_host::thread_index

@@ -145,3 +145,51 @@ def test_assembly(kernels, size, kernel_size, groups):
         for ours, other in zip(grads, theirs):
             if ours is not None:
                 torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('groups, points, channels', [(1, 3, 5), (2, 4, 9)])
+@SIZE
+def test_sampling(kernels, size, groups, points, channels, channels_last):
+    """The three kernels and the places of the points, some of them far outside the map."""
+    n, _, _, (height, width), (h, w) = size
+    c = groups * channels
+    shapes = (n, c, height, width), (n, c, h, w), (n, groups * points * 2, height, width)
+    query, key, offset = random_maps(*shapes)
+    offset *= 2
+    if channels_last:
+        query, key, offset = (x.contiguous(memory_format=torch.channels_last) for x in (query, key, offset))
+    (grad,) = random_maps((n, groups * points, height, width), seed=1)
+    maps, sizes = (query, key, offset), (n, c, height, width, h, w, groups, points)
+    scores, grad_key = filled(*grad.shape), torch.zeros(key.shape, dtype=key.dtype)
+    grad_query, grad_offset = (torch.full_like(x, torch.nan) for x in (query, offset))
+    run(kernels, 'correlate_points', sizes, maps, query, key, offset, scores, grad, grad_offset)
+    run(kernels, 'assemble_points', sizes, maps, grad, key, offset, grad_query)
+    run(kernels, 'spread_points', sizes, maps, grad, query, offset, grad_key)
+
+    leaves = [x.clone().requires_grad_() for x in (query, key, offset)]
+    expected = reference.deformable_scores(*leaves, groups)
+    torch.testing.assert_close(scores, expected.detach(), rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip((grad_query, grad_key, grad_offset), torch.autograd.grad(expected, leaves, grad)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, check_stride=False)
+
+    # with only one of its two results wanted
+    again = filled(*grad.shape)
+    run(kernels, 'correlate_points', sizes, maps, query, key, offset, again, None, None)
+    assert torch.equal(again, scores)
+    again = torch.full_like(offset, torch.nan)
+    run(kernels, 'correlate_points', sizes, maps, query, key, offset, None, grad, again)
+    assert torch.equal(again, grad_offset)
+
+
+def test_sampling_at_no_number(kernels):
+    """It makes the result not a number, and reads nothing outside."""
+    query, key, offset = random_maps((1, 4, 4, 33), (1, 4, 2, 3), (1, 4, 4, 33))
+    weights = torch.ones(1, 2, 4, 33, dtype=torch.float64)
+    offset[0, 0, 1, 2], offset[0, 3, 3, 3], offset[0, 1, 2, 1] = torch.nan, torch.nan, torch.inf
+    maps, sizes, out = (query, key, offset), (1, 4, 4, 33, 2, 3, 1, 2), torch.empty_like(query)
+    scores = filled(1, 2, 4, 33)
+    run(kernels, 'correlate_points', sizes, maps, query, key, offset, scores, None, None)
+    run(kernels, 'assemble_points', sizes, maps, weights, key, offset, out)
+    assert scores.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 1, 3, 3]]
+    assert sorted(set(map(tuple, out.isnan().nonzero()[:, 2:].tolist()))) == [(1, 2), (3, 3)]

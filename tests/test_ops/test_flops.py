@@ -81,6 +81,48 @@ def test_feature_assembly_backward(needed):
     assert macs(lambda: output.sum().backward()) == WINDOWS * C * len(needed)
 
 
+GROUPS, POINTS = 2, 3
+SAMPLED = POSITIONS * GROUPS * POINTS * 4  # four channels of each group, at every point
+
+
+def sampling_maps(**kwargs):
+    return maps((4 * GROUPS, SIZE), (4 * GROUPS, CELLS), (GROUPS * POINTS, SIZE), (2 * GROUPS * POINTS, SIZE), **kwargs)
+
+
+@needs_library
+def test_deformable_sampling():
+    """Four products for the sample, one with the query or the weight."""
+    query, key, kernels, offset = sampling_maps()
+    assert macs(lambda: ops.deformable_scores(query, key, offset, GROUPS)) == 5 * SAMPLED
+    assert macs(lambda: ops.deformable_assembly(key, kernels, offset, GROUPS)) == 5 * SAMPLED
+
+
+@needs_library
+@pytest.mark.parametrize(('needed', 'products'), [('qko', 14), ('qk', 10), ('q', 5), ('k', 5), ('o', 4)])
+def test_deformable_sampling_backward(needed, products):
+    query, key, kernels, offset = sampling_maps()
+    for name, tensors in dict(q=(query, kernels), k=(key,), o=(offset,)).items():
+        for x in tensors:
+            x.requires_grad_(name in needed)
+    scores = ops.deformable_scores(query, key, offset, GROUPS)
+    assert macs(lambda: scores.sum().backward()) == products * SAMPLED
+    output = ops.deformable_assembly(key, kernels, offset, GROUPS)
+    assert macs(lambda: output.sum().backward()) == products * SAMPLED
+
+
+@implementations
+def test_norm_projection(implementation):
+    (x,), matrix = maps((D, SIZE)), torch.rand(C, D)
+    assert macs(lambda: implementation.norm_projection(x, matrix, torch.zeros(C))) == POSITIONS * D * C
+
+
+@needs_library
+def test_norm_projection_backward():
+    (x,), matrix = maps((D, SIZE), requires_grad=True), torch.rand(C, D, requires_grad=True)
+    output = ops.norm_projection(x, matrix, torch.zeros(C))
+    assert macs(lambda: output.sum().backward()) == 2 * POSITIONS * D * C
+
+
 class Affiliation(torch.nn.Module):
     def forward(self, query, key, value, kernels):
         return ops.point_affiliation(query, key, value, K) + ops.feature_assembly(value, kernels, K)

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from helpers import random_maps
-from torch.nn import functional as F
 
 from sapa_mm.ops import reference
 
@@ -79,10 +78,47 @@ def test_point_affiliation_is_kernels_then_assembly():
     assert torch.allclose(reference.point_affiliation(query, key, value, 5), expected, atol=1e-14)
 
 
-def test_nearest_is_interpolate_for_exact_ratios_and_exact_for_others():
+@pytest.mark.parametrize('size', [(3, 5), (6, 10), (12, 40), (9, 10), (9, 15), (7, 11), (2, 5), (1, 1)])
+def test_nearest(size):
     (x,) = random_maps((1, 2, 3, 5))
-    assert torch.equal(reference.nearest(x, (9, 10)), F.interpolate(x, size=(9, 10), mode='nearest'))
+    expected = [[x[:, :, i * 3 // size[0], j * 5 // size[1]] for j in range(size[1])] for i in range(size[0])]
+    assert torch.equal(reference.nearest(x, size), torch.stack([torch.stack(row, -1) for row in expected], -2))
+
+
+def test_cells_are_exact():
     for size in range(1, 80):
         for cells in range(1, 40):
             expected = [math.floor(p * cells / size) for p in range(size)]  # exact: the products are small integers
             assert reference.cell_of(size, cells).tolist() == expected
+
+
+def loop_sample(x, row, column):
+    """Bilinear sample of ``(C, h, w)``; each of the four taps counts if it is inside."""
+    out = torch.zeros(x.shape[0], dtype=x.dtype)
+    for r in (math.floor(row), math.floor(row) + 1):
+        for c in (math.floor(column), math.floor(column) + 1):
+            if inside(r, c, x.shape[1:]):
+                out += (1 - abs(row - r)) * (1 - abs(column - c)) * x[:, r, c]
+    return out
+
+
+@pytest.mark.parametrize(('cells', 'size'), SIZES)
+def test_deformable_sampling(cells, size):
+    groups, points = 2, 3
+    query, key, offset, kernels = random_maps(
+        (2, 2 * groups, *size), (2, 2 * groups, *cells), (2, groups * points * 2, *size), (2, groups * points, *size)
+    )
+    offset *= 2
+    scores, assembled = torch.zeros_like(kernels), torch.zeros_like(query)
+    for n in range(2):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                for point in range(groups * points):
+                    channels = slice(point // points * 2, point // points * 2 + 2)
+                    row = math.floor(y * cells[0] / size[0]) + offset[n, 2 * point + 1, y, x].item()
+                    column = math.floor(x * cells[1] / size[1]) + offset[n, 2 * point, y, x].item()
+                    sample = loop_sample(key[n, channels], row, column)
+                    scores[n, point, y, x] = query[n, channels, y, x] @ sample
+                    assembled[n, channels, y, x] += kernels[n, point, y, x] * sample
+    assert torch.allclose(reference.deformable_scores(query, key, offset, groups), scores, atol=1e-12)
+    assert torch.allclose(reference.deformable_assembly(key, kernels, offset, groups), assembled, atol=1e-12)

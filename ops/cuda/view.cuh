@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels are written with. Nothing in the .cuh files is of torch, but the check of a launch, and of CUDA only a
+// few words, so that a host compiler can run it all (tests/test_ops/cuda_on_host.h).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <c10/cuda/CUDAException.h>
+
+#define SAPA_MM_DYNAMIC_SHARED(type, name)                    \
+  extern __shared__ __align__(16) unsigned char raw_shared[]; \
+  type* const name = reinterpret_cast<type*>(raw_shared)
+#define SAPA_MM_LAUNCH(kernel, blocks, shared_bytes, stream, ...)                             \
+  kernel<<<static_cast<unsigned int>(blocks), kThreads, shared_bytes, stream>>>(__VA_ARGS__); \
+  C10_CUDA_KERNEL_LAUNCH_CHECK()
+#endif
+
+namespace sapa_mm {
+
+constexpr int kThreads = 256;  // of a block
+
+// A tensor (N, C, H, W) of any strides.
+template <typename scalar_t>
+struct View {
+  scalar_t* data;
+  int64_t images, channels, height, width;
+  int64_t n, c, y, x;  // strides
+
+  __device__ scalar_t& at(int64_t image, int64_t channel, int64_t row, int64_t column) const {
+    return data[image * n + channel * c + row * y + column * x];
+  }
+};
+
+template <typename scalar_t>
+View<const scalar_t> read_only(const View<scalar_t>& view) {
+  return {view.data, view.images, view.channels, view.height, view.width, view.n, view.c, view.y, view.x};
+}
+
+}  // namespace sapa_mm
