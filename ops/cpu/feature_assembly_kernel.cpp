@@ -26,15 +26,21 @@ void forward(const at::Tensor& feature, const at::Tensor& kernels_map, int K, in
     Ring<scalar_t, T> features(feature, K, padded);
     Buffer<T> weights(kMaxSlots * taps * width), mixed(kMaxSlots * kChannelBlock * width);
     Packer<scalar_t, T> packer(columns, tiling.tile_width, std::max(taps, kChannelBlock));
+    ChannelsLastAssembly<scalar_t, T> channels_last(feature, output, K, columns);
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& span, const Span& cell_rows) {
-      const Map<scalar_t> weight_map(kernels_map, n), output_map(output, n);
+      const Map<scalar_t> weight_map(kernels_map, n), feature_map(feature, n), output_map(output, n);
       packer.set_span(span);
       for (int64_t y = cell_rows.begin; y < cell_rows.end; ++y) {
-        const Window<T> window = features.at(n, y, span, y > cell_rows.begin);
+        Window<T> window;
+        if (!channels_last.fits) window = features.at(n, y, span, y > cell_rows.begin);
         for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
           for (int64_t group = 0; group < groups; ++group) {
             packer.pack(weight_map, group * taps, taps, chunk, weights.get(), width);
             const int64_t first = group * channels_per_group, last = first + channels_per_group;
+            if (channels_last.fits) {
+              channels_last(weights.get(), width, feature_map, output_map, y, chunk, span, first, channels_per_group);
+              continue;
+            }
             for (int64_t c = first; c < last; c += kChannelBlock) {
               const int64_t channels = std::min(kChannelBlock, last - c);
               kernels.assemble(weights.get(), width, window.from_channel(c), channels, chunk.slots(), width,
@@ -60,10 +66,11 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
 
   at::parallel_for(0, tiling.tasks, 4 * K, [&](int64_t begin, int64_t end) {
     const int64_t cells = std::min(columns.cells, tiling.tile_width + 2 * radius), width = round_up(cells, kLanes);
-    const int64_t spread_width = round_up(cells + K - 1, kLanes), padded = round_up(width + K - 1, kLanes);
-    const int64_t stride = kLanes + padded;
+    const int64_t padded = round_up(width + K - 1, kLanes), stride = kLanes + padded;
+    // What is summed are the owned columns only; they collect from the K - 1 to the left of each.
+    const int64_t owned_width = round_up(tiling.tile_width, kLanes), filled = owned_width + K - 1;
     Ring<scalar_t, T> features(feature, K, padded);
-    SumRing<scalar_t, T> sums(needs_feature ? grad_feature : feature.narrow(1, 0, 0), K, padded);
+    SumRing<scalar_t, T> sums(needs_feature ? grad_feature : feature.narrow(1, 0, 0), K, owned_width);
     Buffer<T> grad_buffer(kMaxSlots * kChannelBlock * stride), weight_buffer(kMaxSlots * taps * stride),
         weight_grads(kMaxSlots * taps * width);
     T *grads = grad_buffer.get() + kLanes, *weights = weight_buffer.get() + kLanes;
@@ -73,6 +80,7 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
 
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& owned, const Span& owned_rows) {
       const Span span{std::max<int64_t>(0, owned.begin - radius), std::min(columns.cells, owned.end + radius)};
+      const int64_t shift = owned.begin - span.begin + radius;  // column of the last tap of the first owned one
       packer.set_span(span);
       owned_packer.set_span(owned);
       const Map<scalar_t> weight_map(kernels_map, n), grad_map(grad, n);
@@ -87,19 +95,19 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
             for (int64_t group = 0; group < groups; ++group) {
               if (needs_feature) {
                 packer.pack(weight_map, group * taps, taps, chunk, weights, stride);
-                packer.clear_unused(weights, taps, stride, spread_width, chunk);
+                packer.clear_unused(weights, taps, stride, filled, chunk);
               }
               const int64_t first = group * channels_per_group, last = first + channels_per_group;
               for (int64_t c = first; c < last; c += kChannelBlock) {
                 const int64_t channels = std::min(kChannelBlock, last - c);
                 packer.pack(grad_map, c, channels, chunk, grads, stride);
-                packer.clear_unused(grads, channels, stride, spread_width, chunk);
+                packer.clear_unused(grads, channels, stride, filled, chunk);
                 if (needs_kernels && owns_row)
                   kernels.correlate(grads, stride, window.from_channel(c), channels, chunk.slots(), width,
                                     weight_grads.get(), width, c > first);
                 if (needs_feature)
-                  kernels.spread(weights, stride, grads, stride, into.from_channel(c), channels, chunk.slots(),
-                                 spread_width);
+                  kernels.spread(weights + shift, stride, grads + shift, stride, into.from_channel(c), channels,
+                                 chunk.slots(), owned_width);
               }
               if (needs_kernels && owns_row) {
                 const Map<scalar_t> grad_kernels_map(grad_kernels, n);
@@ -110,8 +118,7 @@ void backward(const at::Tensor& grad, const at::Tensor& feature, const at::Tenso
           });
         }
         const int64_t finished = y - radius;
-        if (needs_feature && finished >= owned_rows.begin && finished < owned_rows.end)
-          sums.write(n, finished, owned, span.begin - radius);
+        if (needs_feature && finished >= owned_rows.begin && finished < owned_rows.end) sums.write(n, finished, owned);
       }
     });
   });

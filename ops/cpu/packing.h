@@ -53,7 +53,7 @@ constexpr int64_t kAhead = 4;
 
 template <typename Stored>
 inline void prefetch(const Stored* in, int64_t size) {
-  for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(Stored))) __builtin_prefetch(in + i);
+  for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(Stored))) __builtin_prefetch(in + i, 0, 2);
 }
 
 inline int64_t round_up(int64_t x, int64_t multiple) {
@@ -269,6 +269,57 @@ class Packer {
   std::vector<Stored*> addresses_;
 };
 
+// Assembly from and to maps whose channels lie side by side: nothing is packed, vectors run along the channels.
+template <typename scalar_t, typename T>
+class ChannelsLastAssembly {
+ public:
+  using Stored = typename StoredAs<scalar_t>::type;
+
+  ChannelsLastAssembly(const at::Tensor& values, const at::Tensor& output, int kernel_size, const Axis& columns)
+      : fits(values.stride(1) == 1 && output.stride(1) == 1 && values.stride(3) != 1 && output.stride(3) != 1),
+        kernel_size_(kernel_size),
+        height_(values.size(2)),
+        columns_(columns),
+        kernels_(pack_kernels<T, Stored>()),
+        blank_(values.size(1)) {}
+
+  // weights[(slot * K*K + tap) * stride + cell - span.begin]
+  void operator()(const T* weights, int64_t stride, const Map<scalar_t>& values, const Map<scalar_t>& output,
+                  int64_t cell_row, const Chunk& chunk, const Span& span, int64_t channel0, int64_t channels) {
+    const int64_t radius = kernel_size_ / 2;
+    for (int64_t cell = span.begin; cell < span.end; ++cell) {
+      int count = 0;
+      for (int ky = 0; ky < kernel_size_; ++ky)
+        for (int kx = 0; kx < kernel_size_; ++kx) {
+          const int64_t y = cell_row - radius + ky, x = cell - radius + kx;
+          if (y < 0 || y >= height_ || x < 0 || x >= columns_.cells) continue;
+          taps_[count] = ky * kernel_size_ + kx;
+          values_[count++] = values.at(channel0, y, x);
+        }
+      Stored* out[kMaxSlots];
+      for (int i = 0; i < chunk.slots(); ++i) {
+        const int64_t slot = chunk.slot + i % chunk.columns;
+        out[i] = slot < columns_.count(cell)
+                     ? output.at(channel0, chunk.y + i / chunk.columns, columns_.first[cell] + slot)
+                     : blank_.get();
+      }
+      kernels_.assemble_cell(weights + cell - span.begin, kernel_size_ * kernel_size_ * stride, stride, taps_, values_,
+                             count, channels, chunk.slots(), out);
+    }
+  }
+
+  const bool fits;
+
+ private:
+  const int kernel_size_;
+  const int64_t height_;
+  const Axis& columns_;
+  const PackKernels<T, Stored>& kernels_;
+  Buffer<Stored> blank_;
+  int taps_[kMaxKernelSize * kMaxKernelSize];
+  const Stored* values_[kMaxKernelSize * kMaxKernelSize];
+};
+
 // Rows of a low-resolution map around a row of cells, padded with zeros: a ring of kernel_size rows, so that the next
 // row of cells needs one new row. Column 0 of a packed row is column span.begin - radius of the map.
 template <typename scalar_t, typename T>
@@ -339,11 +390,11 @@ class Ring {
 template <typename scalar_t, typename T>
 class SumRing {
  public:
-  SumRing(const at::Tensor& grad, int kernel_size, int64_t padded_width)
+  SumRing(const at::Tensor& grad, int kernel_size, int64_t width)
       : grad_(grad),
         kernel_size_(kernel_size),
-        width_(padded_width),
-        row_size_(grad.size(1) * padded_width),
+        width_(width),
+        row_size_(grad.size(1) * width),
         rows_(kernel_size * row_size_) {}
 
   // The window around `cell_row`; its last row is new and zero.
@@ -355,11 +406,11 @@ class SumRing {
     return window;
   }
 
-  // Write the columns `owned` of row y; column 0 of the packed row is column `origin` of the map.
-  void write(int64_t n, int64_t y, const Span& owned, int64_t origin) {
+  // Write row y, whose first column is the first of `owned`.
+  void write(int64_t n, int64_t y, const Span& owned) {
     const Map<scalar_t> map(grad_, n);
     const auto& kernels = pack_kernels<T, typename Map<scalar_t>::Stored>();
-    const T* in = row(y) + owned.begin - origin;
+    const T* in = row(y);
     if (map.channel == 1 && map.column != 1) {
       columns_.resize(owned.size());
       for (int64_t i = 0; i < owned.size(); ++i) columns_[i] = map.at(0, y, owned.begin + i);
@@ -369,10 +420,11 @@ class SumRing {
     for (int64_t c = 0; c < grad_.size(1); ++c) {
       auto* out = map.at(c, y, owned.begin);
       if (map.column == 1)
-        kernels.narrow(in + c * width_, out, owned.size());
+        kernels.stream(in + c * width_, out, owned.size());
       else
         for (int64_t i = 0; i < owned.size(); ++i) kernels.narrow(in + c * width_ + i, out + i * map.column, 1);
     }
+    kernels.fence();
   }
 
  private:

@@ -40,13 +40,15 @@ void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
     Buffer<T> queries(kMaxSlots * D * width), weights(kMaxSlots * taps * width), normalizers(kMaxSlots * width),
         mixed(kMaxSlots * kChannelBlock * width);
     Packer<scalar_t, T> packer(columns, tiling.tile_width, std::max(D, kChannelBlock));
+    ChannelsLastAssembly<scalar_t, T> channels_last(value, output, K, columns);
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& span, const Span& cell_rows) {
-      const Map<scalar_t> query_map(query, n), output_map(output, n);
+      const Map<scalar_t> query_map(query, n), value_map(value, n), output_map(output, n);
       T* normalizer_map = normalizer.mutable_data_ptr<T>() + n * H * W;
       packer.set_span(span);
       for (int64_t y = cell_rows.begin; y < cell_rows.end; ++y) {
         const Window<T> key_window = keys.at(n, y, span, y > cell_rows.begin);
-        const Window<T> value_window = values.at(n, y, span, y > cell_rows.begin);
+        Window<T> value_window;
+        if (!channels_last.fits) value_window = values.at(n, y, span, y > cell_rows.begin);
         for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
           packer.pack(query_map, 0, D, chunk, queries.get(), width);
           kernels.correlate(queries.get(), width, key_window, D, chunk.slots(), width, weights.get(), width, false);
@@ -55,6 +57,8 @@ void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& v
                               normalizers.get() + slot * width);
           for_each_normalizer(normalizer_map, W, columns, chunk, span,
                               [&](T& there, int slot, int64_t i) { there = normalizers.get()[slot * width + i]; });
+          if (channels_last.fits)
+            return channels_last(weights.get(), width, value_map, output_map, y, chunk, span, 0, C);
           for (int64_t c = 0; c < C; c += kChannelBlock) {
             const int64_t channels = std::min(kChannelBlock, C - c);
             kernels.assemble(weights.get(), width, value_window.from_channel(c), channels, chunk.slots(), width,
@@ -85,11 +89,12 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
   at::parallel_for(0, tiling.tasks, 4 * K, [&](int64_t begin, int64_t end) {
     // Planes have kLanes zeros to the left, for `spread`, which reads up to K - 1 columns there.
     const int64_t cells = std::min(columns.cells, tiling.tile_width + 2 * radius), width = round_up(cells, kLanes);
-    const int64_t spread_width = round_up(cells + K - 1, kLanes), padded = round_up(width + K - 1, kLanes);
-    const int64_t stride = kLanes + padded;
+    const int64_t padded = round_up(width + K - 1, kLanes), stride = kLanes + padded;
+    // What is summed are the owned columns only; they collect from the K - 1 to the left of each.
+    const int64_t owned_width = round_up(tiling.tile_width, kLanes), filled = owned_width + K - 1;
     Ring<scalar_t, T> keys(key, K, padded), values(value, K, padded);
-    SumRing<scalar_t, T> key_sums(needs_key ? grad_key : key.narrow(1, 0, 0), K, padded);
-    SumRing<scalar_t, T> value_sums(needs_value ? grad_value : value.narrow(1, 0, 0), K, padded);
+    SumRing<scalar_t, T> key_sums(needs_key ? grad_key : key.narrow(1, 0, 0), K, owned_width);
+    SumRing<scalar_t, T> value_sums(needs_value ? grad_value : value.narrow(1, 0, 0), K, owned_width);
     Buffer<T> query_buffer(kMaxSlots * D * stride), grad_buffer(kMaxSlots * kChannelBlock * stride),
         weight_buffer(kMaxSlots * taps * stride), score_grad_buffer(kMaxSlots * taps * stride),
         score_buffer(normalization == Normalization::kSoftmax ? 0 : kMaxSlots * taps * stride),
@@ -103,6 +108,7 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
 
     tiling.for_each_run(begin, end, [&](int64_t n, const Span& owned, const Span& owned_rows) {
       const Span span{std::max<int64_t>(0, owned.begin - radius), std::min(columns.cells, owned.end + radius)};
+      const int64_t shift = owned.begin - span.begin + radius;  // column of the last tap of the first owned one
       packer.set_span(span);
       owned_packer.set_span(owned);
       const Map<scalar_t> query_map(query, n), grad_map(grad, n);
@@ -118,7 +124,7 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
           for_each_chunk(rows, columns, y, [&](const Chunk& chunk) {
             const int slots = chunk.slots();
             packer.pack(query_map, 0, D, chunk, queries, stride);
-            packer.clear_unused(queries, D, stride, spread_width, chunk);
+            packer.clear_unused(queries, D, stride, filled, chunk);
             kernels.correlate(queries, stride, key_window, D, slots, width, weights, stride, false);
             if (scores != weights) std::copy(weights, weights + slots * taps * stride - kLanes, scores);
             std::fill(normalizers.get(), normalizers.get() + kMaxSlots * width, T(1));
@@ -127,18 +133,18 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
             for (int slot = 0; slot < slots; ++slot)
               kernels.weights_again(weights + slot * taps * stride, stride, taps, width, normalization,
                                     normalizers.get() + slot * width);
-            packer.clear_unused(weights, taps, stride, spread_width, chunk);
+            packer.clear_unused(weights, taps, stride, filled, chunk);
 
             for (int64_t c = 0; c < C; c += kChannelBlock) {
               const int64_t channels = std::min(kChannelBlock, C - c);
               packer.pack(grad_map, c, channels, chunk, grads, stride);
-              packer.clear_unused(grads, channels, stride, spread_width, chunk);
+              packer.clear_unused(grads, channels, stride, filled, chunk);
               if (needs_scores)
                 kernels.correlate(grads, stride, value_window.from_channel(c), channels, slots, width, score_grads,
                                   stride, c > 0);
               if (needs_value)
-                kernels.spread(weights, stride, grads, stride, into_values.from_channel(c), channels, slots,
-                               spread_width);
+                kernels.spread(weights + shift, stride, grads + shift, stride, into_values.from_channel(c), channels,
+                               slots, owned_width);
             }
             if (!needs_scores) return;
             for (int slot = 0; slot < slots; ++slot) {
@@ -146,8 +152,9 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
               kernels.normalize_backward(weights + at, scores + at, score_grads + at, stride, taps, width,
                                          normalization, normalizers.get() + slot * width);
             }
-            packer.clear_unused(score_grads, taps, stride, spread_width, chunk);
-            if (needs_key) kernels.spread(score_grads, stride, queries, stride, into_keys, D, slots, spread_width);
+            packer.clear_unused(score_grads, taps, stride, filled, chunk);
+            if (needs_key)
+              kernels.spread(score_grads + shift, stride, queries + shift, stride, into_keys, D, slots, owned_width);
             if (needs_query && owns_row) {
               kernels.assemble(score_grads, stride, key_window, D, slots, width, grad_queries.get(), width);
               const Map<scalar_t> grad_query_map(grad_query, n);
@@ -157,8 +164,8 @@ void backward(const at::Tensor& grad, const at::Tensor& query, const at::Tensor&
         }
         const int64_t finished = y - radius;
         if (finished >= owned_rows.begin && finished < owned_rows.end) {
-          if (needs_key) key_sums.write(n, finished, owned, span.begin - radius);
-          if (needs_value) value_sums.write(n, finished, owned, span.begin - radius);
+          if (needs_key) key_sums.write(n, finished, owned);
+          if (needs_value) value_sums.write(n, finished, owned);
         }
       }
     });

@@ -80,12 +80,20 @@ template <typename T, typename Stored>
 struct PackKernels {
   void (*widen)(const Stored* in, T* out, int64_t size);
   void (*narrow)(const T* in, Stored* out, int64_t size);
+  // The same past the cache where that can be done, for lines that are far apart and not read again soon: it spares
+  // reading them before they are written. To be followed by fence() before another thread may look.
+  void (*stream)(const T* in, Stored* out, int64_t size);
+  void (*fence)();
   // Positions 2i and 2i + 1, for i < size.
   void (*split)(const Stored* in, T* even, T* odd, int64_t size);
   void (*join)(const T* even, const T* odd, Stored* out, int64_t size);
   // out[channel * stride + i] = columns[i][channel], for i < size, and back.
   void (*gather_columns)(const Stored* const* columns, int64_t size, int64_t channels, T* out, int64_t stride);
   void (*scatter_columns)(const T* in, int64_t stride, int64_t size, int64_t channels, Stored* const* columns);
+  // Of one cell, with the channels of a position side by side: out[slot][channel] = sum over i < count of
+  // weights[slot * slot_stride + taps[i] * tap_stride] * values[i][channel]
+  void (*assemble_cell)(const T* weights, int64_t slot_stride, int64_t tap_stride, const int* taps,
+                        const Stored* const* values, int count, int64_t channels, int slots, Stored* const* out);
 };
 
 // The loops compiled for the widest vectors that this processor has.

@@ -498,6 +498,45 @@ void narrow(const T* in, Stored* out, int64_t size) {
   for (; i < size; ++i) write_one(out + i, in[i]);
 }
 
+// Whether vectors of T can be written past the cache at `p`.
+template <typename T>
+SAPA_MM_INLINE bool can_stream(const T* p) {
+#if defined(__x86_64__) && SAPA_MM_VECTOR_BYTES >= 32
+  return reinterpret_cast<uintptr_t>(p) % SAPA_MM_VECTOR_BYTES == 0;
+#else
+  return false;
+#endif
+}
+
+template <typename T>
+SAPA_MM_INLINE void store_past_cache(T* p, Vector<T> v) {
+#if defined(__x86_64__) && SAPA_MM_VECTOR_BYTES == 64
+  typedef float Bits __attribute__((vector_size(64)));
+  __builtin_ia32_movntps512(reinterpret_cast<float*>(p), (Bits)v);
+#elif defined(__x86_64__) && SAPA_MM_VECTOR_BYTES == 32
+  typedef float Bits __attribute__((vector_size(32)));
+  __builtin_ia32_movntps256(reinterpret_cast<float*>(p), (Bits)v);
+#else
+  store(p, v);
+#endif
+}
+
+template <typename T, typename Stored>
+void stream(const T* in, Stored* out, int64_t size) {
+  int64_t i = 0;
+  if constexpr (std::is_same<T, Stored>::value) {
+    if (can_stream(out))
+      for (; i + lanes<T>() <= size; i += lanes<T>()) store_past_cache(out + i, load(in + i));
+  }
+  narrow(in + i, out + i, size - i);
+}
+
+void fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 template <typename T, typename Stored>
 void split(const Stored* in, T* even, T* odd, int64_t size) {
   constexpr int L = lanes<T>();
@@ -587,6 +626,61 @@ void scatter_columns(const T* in, int64_t stride, int64_t size, int64_t channels
     for (int64_t c = 0; c < channels; ++c) write_one(columns[x] + c, in[c * stride + x]);
 }
 
+// SLOTS x VECTORS sums stay in registers while the taps pass.
+template <typename T, typename Stored, int SLOTS, int VECTORS>
+SAPA_MM_INLINE void assemble_cell_block(const T* weights, int64_t slot_stride, int64_t tap_stride, const int* taps,
+                                        const Stored* const* values, int count, int64_t channel, Stored* const* out) {
+  constexpr int L = lanes<T>();
+  Vector<T> sum[SLOTS][VECTORS] = {};
+  for (int i = 0; i < count; ++i) {
+    Vector<T> value[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) value[v] = Convert<T, Stored>::read(values[i] + channel + v * L);
+    const T* weight = weights + taps[i] * tap_stride;
+#pragma GCC unroll 8
+    for (int s = 0; s < SLOTS; ++s)
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) sum[s][v] += all<T>(weight[s * slot_stride]) * value[v];
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < SLOTS; ++s)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) Convert<T, Stored>::write(out[s] + channel + v * L, sum[s][v]);
+}
+
+template <typename T, typename Stored, int SLOTS>
+void assemble_cell_slots(const T* weights, int64_t slot_stride, int64_t tap_stride, const int* taps,
+                         const Stored* const* values, int count, int64_t channels, Stored* const* out) {
+  constexpr int L = lanes<T>();
+  int64_t c = 0;
+  for (; c + 4 * L <= channels; c += 4 * L)
+    assemble_cell_block<T, Stored, SLOTS, 4>(weights, slot_stride, tap_stride, taps, values, count, c, out);
+  for (; c + L <= channels; c += L)
+    assemble_cell_block<T, Stored, SLOTS, 1>(weights, slot_stride, tap_stride, taps, values, count, c, out);
+  for (; c < channels; ++c)
+    for (int s = 0; s < SLOTS; ++s) {
+      T sum = 0;
+      for (int i = 0; i < count; ++i)
+        sum += weights[s * slot_stride + taps[i] * tap_stride] * read_one<T>(values[i] + c);
+      write_one(out[s] + c, sum);
+    }
+}
+
+template <typename T, typename Stored>
+void assemble_cell(const T* weights, int64_t slot_stride, int64_t tap_stride, const int* taps,
+                   const Stored* const* values, int count, int64_t channels, int slots, Stored* const* out) {
+  switch (slots) {
+    case 1:
+      return assemble_cell_slots<T, Stored, 1>(weights, slot_stride, tap_stride, taps, values, count, channels, out);
+    case 2:
+      return assemble_cell_slots<T, Stored, 2>(weights, slot_stride, tap_stride, taps, values, count, channels, out);
+    case 3:
+      return assemble_cell_slots<T, Stored, 3>(weights, slot_stride, tap_stride, taps, values, count, channels, out);
+    default:
+      return assemble_cell_slots<T, Stored, 4>(weights, slot_stride, tap_stride, taps, values, count, channels, out);
+  }
+}
+
 template <typename T>
 const RowKernels<T>& kernels() {
   static const RowKernels<T> table = {correlate<T>, assemble<T>,      spread<T>,
@@ -596,8 +690,11 @@ const RowKernels<T>& kernels() {
 
 template <typename T, typename Stored>
 const PackKernels<T, Stored>& pack_kernels() {
-  static const PackKernels<T, Stored> table = {widen<T, Stored>, narrow<T, Stored>,         split<T, Stored>,
-                                               join<T, Stored>,  gather_columns<T, Stored>, scatter_columns<T, Stored>};
+  static const PackKernels<T, Stored> table = {
+      widen<T, Stored>,         narrow<T, Stored>, stream<T, Stored>,         fence,
+      split<T, Stored>,         join<T, Stored>,   gather_columns<T, Stored>, scatter_columns<T, Stored>,
+      assemble_cell<T, Stored>,
+  };
   return table;
 }
 
