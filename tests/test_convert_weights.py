@@ -193,6 +193,37 @@ def test_converts(tool, monkeypatch, tmp_path, capsys, model, kind):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['config.py', 'in.pth', 'out.pth']
 
 
+@pytest.mark.parametrize('model', ['faster-rcnn', 'mask-rcnn'])
+def test_converts_the_carafe_models_of_mmdet(tool, monkeypatch, tmp_path, capsys, model):
+    """From the state dict of mmdet's own classes, small: FPN_CARAFE and, of Mask R-CNN, the mask head."""
+    pytest.importorskip('mmdet.models')
+    config = ROOT / 'configs' / model.replace('-', '_') / f'{model}_r50_fpn-stride64-carafe_1x_coco.py'
+    ours = Config.fromfile(config)
+    theirs = Config.fromfile(mmdet_configs() / f'carafe/{model}_r50_fpn-carafe_1x_coco.py')
+    for cfg in (ours, theirs):
+        cfg.model.backbone.update(depth=18, init_cfg=None)
+        cfg.model.neck.in_channels = [64, 128, 256, 512]
+    ours.dump(tmp_path / 'ours.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        published = MODELS.build(theirs.model)
+    assert type(published.neck).__name__ == 'FPN_CARAFE'
+    torch.save(dict(state_dict=published.state_dict()), tmp_path / 'in.pth')
+
+    run(tool, monkeypatch, tmp_path / 'ours.py', tmp_path / 'in.pth', tmp_path / 'out.pth')
+    converted = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    built = build(tmp_path / 'ours.py')
+    built.load_state_dict(converted)
+    for name, x in published.state_dict().items():
+        assert torch.equal(built.state_dict()[name.replace('upsample_modules', 'upsamplers')], x), name
+    assert len(converted) == len(published.state_dict())
+
+
+def mmdet_configs():
+    import mmdet
+
+    return Path(mmdet.__file__).parent / '.mim' / 'configs'
+
+
 @pytest.fixture
 def segformer_files(tmp_path):
     config = write_config(tmp_path, SEGFORMER, UPSAMPLERS['sapa-g'][0])

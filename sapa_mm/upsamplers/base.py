@@ -106,6 +106,14 @@ def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
+def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
+    """``F.pixel_shuffle``; torch gives its gradient a wrong shape for an empty batch, as of no regions of interest."""
+    if x.numel():
+        return F.pixel_shuffle(x, scale_factor)
+    n, c, h, w = x.shape
+    return x.reshape(n, c // scale_factor**2, scale_factor * h, scale_factor * w)
+
+
 def require_positive_int(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'{name} must be a positive integer, got {value!r}')

@@ -2,12 +2,11 @@
 """CARAFE: upsampling with kernels predicted from the content of the feature."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
 from ..registry import MODELS
-from .base import BaseUpsampler, fit, require_positive_int
+from .base import BaseUpsampler, fit, pixel_shuffle, require_positive_int
 
 
 @MODELS.register_module()
@@ -121,5 +120,5 @@ class CARAFE(BaseUpsampler):
         return fit(self._kernels(feature), guide.shape[2:], self.scale_factor)
 
     def _kernels(self, feature: Tensor) -> Tensor:
-        logits = F.pixel_shuffle(self.content_encoder(self.channel_compressor(feature)), self.scale_factor)
+        logits = pixel_shuffle(self.content_encoder(self.channel_compressor(feature)), self.scale_factor)
         return logits.unflatten(1, (self.groups, -1)).softmax(2).flatten(1, 2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..registry import MODELS
-from .base import BaseUpsampler, fit, require_choice, require_positive_int
+from .base import BaseUpsampler, fit, pixel_shuffle, require_choice, require_positive_int
 
 STYLES = ('lp', 'pl')
 
@@ -128,11 +128,11 @@ class DySample(BaseUpsampler):
         """
         self.check_inputs(feature, guide)
         scale = self.scale_factor
-        x = F.pixel_shuffle(feature, scale) if self.style == 'pl' else feature
+        x = pixel_shuffle(feature, scale) if self.style == 'pl' else feature
         offset = self.offset(x)
         offset = offset * (self.scope(x).sigmoid() * 0.5 if self.dyscope else 0.25)
         if self.style == 'lp':
-            offset = F.pixel_shuffle(offset, scale)
+            offset = pixel_shuffle(offset, scale)
         if offset.dtype != torch.float64:
             offset = offset.float()
         rows, columns = (

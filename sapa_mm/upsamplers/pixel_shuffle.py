@@ -2,11 +2,10 @@
 """Pixel shuffle: a convolution that predicts all sub-pixels at once."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..registry import MODELS
 from ..state_dict import rename_prefix
-from .base import BaseUpsampler, fit, require_positive_int
+from .base import BaseUpsampler, fit, pixel_shuffle, require_positive_int
 
 
 @MODELS.register_module()
@@ -72,7 +71,7 @@ class PixelShuffle(BaseUpsampler):
             ValueError: If ranks, batch sizes or the channels of the feature do not fit.
         """
         self.check_inputs(feature, guide)
-        out = F.pixel_shuffle(self.conv(feature), self.scale_factor)
+        out = pixel_shuffle(self.conv(feature), self.scale_factor)
         return fit(out, guide.shape[2:], self.scale_factor)
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:

@@ -3,12 +3,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import deformable_assembly, deformable_scores
 from ..ops.reference import cell_of, nearest
 from ..registry import MODELS
-from .base import BaseUpsampler, require_choice, require_positive_int
+from .base import BaseUpsampler, pixel_shuffle, require_choice, require_positive_int
 from .sapa import NORMS, make_norm
 
 
@@ -137,7 +136,7 @@ class SAPADeform(BaseUpsampler):
     def offsets(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Offsets from the normalised feature, ``(N, groups * num_points * 2, *size)``."""
         offset = self.offset(x)
-        return nearest(F.pixel_shuffle(offset, self.scale_factor) if self.high_offset else offset, size)
+        return nearest(pixel_shuffle(offset, self.scale_factor) if self.high_offset else offset, size)
 
     def _affiliate(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         self.check_inputs(feature, guide)
