@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sapa_mm import ops
+from sapa_mm.ops import library
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,6 +156,13 @@ def test_fallback_is_the_same_function(tmp_path):
         for ours, theirs in zip(native, reference, strict=True):
             # a weight of relu is divided by a sum that can be as small as EPS
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda m, case=case: f'{case}: {m}')
+
+
+def test_a_library_older_than_the_package_is_not_used(monkeypatch):
+    if ops.backend() != 'native':
+        pytest.skip('the compiled operators are not installed')
+    monkeypatch.setattr(library, 'OPERATORS', (*library.OPERATORS, 'of_tomorrow'))
+    assert library._load().endswith('is older than this package, it lacks of_tomorrow')
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ class Packer {
   Packer(const Axis& columns, int64_t max_cells, int64_t max_channels)
       : columns_(columns),
         kernels_(pack_kernels<T, Stored>()),
+        lacking_(columns.slots),
         line_(max_cells * columns.slots),
         stored_(max_cells * columns.slots),
         blank_(max_channels),
@@ -140,6 +141,11 @@ class Packer {
         runs_.push_back({columns_.first[cell], place, count});
     }
     clear_line();
+    for (int64_t slot = 0; slot < columns_.slots; ++slot) {
+      lacking_[slot].clear();
+      for (int64_t cell = span.begin; cell < span.end; ++cell)
+        if (slot >= columns_.count(cell)) lacking_[slot].push_back(cell);
+    }
   }
 
   void pack(const Map<scalar_t>& map, int64_t channel0, int64_t channels, const Chunk& chunk, T* planes,
@@ -236,9 +242,7 @@ class Packer {
       for (int64_t p = 0; p < planes_per_slot; ++p) {
         T* plane = planes + (i * planes_per_slot + p) * stride;
         std::fill(plane + span_.size(), plane + width, T(0));
-        if (columns_.exact) continue;
-        for (int64_t cell = span_.begin; cell < span_.end; ++cell)
-          if (s >= columns_.count(cell)) plane[cell - span_.begin] = T(0);
+        for (int64_t cell : lacking_[s]) plane[cell - span_.begin] = T(0);
       }
     }
   }
@@ -264,6 +268,7 @@ class Packer {
   const PackKernels<T, Stored>& kernels_;
   Span span_{0, 0};
   std::vector<Run> runs_;
+  std::vector<std::vector<int64_t>> lacking_;  // cells of the span without a position, by slot
   Buffer<T> line_;
   Buffer<Stored> stored_, blank_;
   std::vector<Stored*> addresses_;
