@@ -109,10 +109,15 @@ def yardsticks(flops, traffic, device):
 
 
 def measure(runs, repeats, device):
-    """Seconds of every run, in turn, so that a slow spell of the machine meets them all alike."""
+    """Seconds of every run, in turn, so that a slow spell of the machine meets them all alike.
+
+    Each runs once untimed before: what the one before it left in caches and in the allocator is not its doing. After
+    gigabytes were given back, the next one to ask for memory would be timed with the faults of all its pages.
+    """
     times = {name: [] for name in runs}
     for _ in range(repeats + 3):
         for name, run in runs.items():
+            run()
             synchronize(device)
             begin = time.perf_counter()
             run()
