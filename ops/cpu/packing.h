@@ -165,12 +165,18 @@ class Packer {
       for (int row = 0; row < chunk.rows; ++row) {
         const Stored* in = map.at(channel0 + c, chunk.y + row, 0);
         T* plane = planes + (row * chunk.columns * channels + c) * stride;
-        if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
-          in += span_.begin * columns_.slots;
-          if (columns_.slots == 1)
-            kernels_.widen(in, plane, span_.size());
-          else
-            kernels_.split(in, plane, plane + channels * stride, span_.size());
+        if (map.column == 1 && columns_.slots <= 2) {
+          for (const Run& run : runs_) {
+            T* to = plane + run.place / columns_.slots;
+            if (columns_.slots == 1) {
+              kernels_.widen(in + run.position, to, run.size);
+              continue;
+            }
+            kernels_.split(in + run.position, to, to + channels * stride, run.size / 2);
+            if (run.size % 2 == 1) kernels_.widen(in + run.position + run.size - 1, to + run.size / 2, 1);
+          }
+          for (int slot = 0; slot < columns_.slots; ++slot)
+            for (int64_t cell : lacking_[slot]) plane[slot * channels * stride + cell - span_.begin] = T(0);
           continue;
         }
         for (const Run& run : runs_) {
@@ -205,21 +211,22 @@ class Packer {
       for (int row = 0; row < chunk.rows; ++row) {
         Stored* out = map.at(channel0 + c, chunk.y + row, 0);
         const T* plane = planes + (row * chunk.columns * channels + c) * stride;
-        if (columns_.exact && map.column == 1 && columns_.slots <= 2) {
-          out += span_.begin * columns_.slots;
-          if (columns_.slots == 1)
-            kernels_.narrow(plane, out, span_.size());
-          else
-            kernels_.join(plane, plane + channels * stride, out, span_.size());
+        if (map.column == 1 && columns_.slots <= 2) {
+          for (const Run& run : runs_) {
+            const T* from = plane + run.place / columns_.slots;
+            if (columns_.slots == 1) {
+              kernels_.narrow(from, out + run.position, run.size);
+              continue;
+            }
+            kernels_.join(from, from + channels * stride, out + run.position, run.size / 2);
+            if (run.size % 2 == 1) kernels_.narrow(from + run.size / 2, out + run.position + run.size - 1, 1);
+          }
           continue;
         }
         if (map.column == 1 && columns_.slots <= kMaxSlots) {  // the chunk has all slots: make a line of them
-          if (columns_.slots == 2)
-            pack_kernels<T, T>().join(plane, plane + channels * stride, line_.get(), span_.size());
-          else
-            for (int slot = 0; slot < chunk.columns; ++slot)
-              for (int64_t i = 0; i < span_.size(); ++i)
-                line_.get()[i * columns_.slots + slot] = plane[slot * channels * stride + i];
+          for (int slot = 0; slot < chunk.columns; ++slot)
+            for (int64_t i = 0; i < span_.size(); ++i)
+              line_.get()[i * columns_.slots + slot] = plane[slot * channels * stride + i];
           for (const Run& run : runs_) kernels_.narrow(line_.get() + run.place, out + run.position, run.size);
           continue;
         }

@@ -17,6 +17,7 @@ constexpr int lanes() {
 }
 
 #define SAPA_MM_INLINE inline __attribute__((always_inline))
+#define SAPA_MM_LAMBDA __attribute__((always_inline))
 
 template <typename T>
 SAPA_MM_INLINE Vector<T> load(const T* p) {
@@ -484,18 +485,30 @@ struct Shuffle {
   }
 };
 
+// Calls vector(i) for i = 0, L, 2 L ... and once more for the last L of `size`, which overlaps the one before; where
+// there are fewer, single(i) for each.
+template <int L, typename Vectors, typename Single>
+SAPA_MM_INLINE void for_each_vector(int64_t size, const Vectors& vector, const Single& single) {
+  if (size < L) {
+    for (int64_t i = 0; i < size; ++i) single(i);
+    return;
+  }
+  for (int64_t i = 0; i + L <= size; i += L) vector(i);
+  if (size % L != 0) vector(size - L);
+}
+
 template <typename T, typename Stored>
 void widen(const Stored* in, T* out, int64_t size) {
-  int64_t i = 0;
-  for (; i + lanes<T>() <= size; i += lanes<T>()) store(out + i, Convert<T, Stored>::read(in + i));
-  for (; i < size; ++i) out[i] = read_one<T>(in + i);
+  for_each_vector<lanes<T>()>(
+      size, [&](int64_t i) SAPA_MM_LAMBDA { store(out + i, Convert<T, Stored>::read(in + i)); },
+      [&](int64_t i) SAPA_MM_LAMBDA { out[i] = read_one<T>(in + i); });
 }
 
 template <typename T, typename Stored>
 void narrow(const T* in, Stored* out, int64_t size) {
-  int64_t i = 0;
-  for (; i + lanes<T>() <= size; i += lanes<T>()) Convert<T, Stored>::write(out + i, load(in + i));
-  for (; i < size; ++i) write_one(out + i, in[i]);
+  for_each_vector<lanes<T>()>(
+      size, [&](int64_t i) SAPA_MM_LAMBDA { Convert<T, Stored>::write(out + i, load(in + i)); },
+      [&](int64_t i) SAPA_MM_LAMBDA { write_one(out + i, in[i]); });
 }
 
 // Whether vectors of T can be written past the cache at `p`.
@@ -540,31 +553,46 @@ void fence() {
 template <typename T, typename Stored>
 void split(const Stored* in, T* even, T* odd, int64_t size) {
   constexpr int L = lanes<T>();
-  int64_t i = 0;
-  for (; i + L <= size; i += L) {
-    const Vector<T> a = Convert<T, Stored>::read(in + 2 * i), b = Convert<T, Stored>::read(in + 2 * i + L);
-    store(even + i, Shuffle<T>::every_second(a, b, 0));
-    store(odd + i, Shuffle<T>::every_second(a, b, 1));
-  }
-  for (; i < size; ++i) {
-    even[i] = read_one<T>(in + 2 * i);
-    odd[i] = read_one<T>(in + 2 * i + 1);
-  }
+  for_each_vector<L>(
+      size,
+      [&](int64_t i) SAPA_MM_LAMBDA {
+        const Vector<T> a = Convert<T, Stored>::read(in + 2 * i), b = Convert<T, Stored>::read(in + 2 * i + L);
+        store(even + i, Shuffle<T>::every_second(a, b, 0));
+        store(odd + i, Shuffle<T>::every_second(a, b, 1));
+      },
+      [&](int64_t i) SAPA_MM_LAMBDA {
+        even[i] = read_one<T>(in + 2 * i);
+        odd[i] = read_one<T>(in + 2 * i + 1);
+      });
 }
 
 template <typename T, typename Stored>
+SAPA_MM_INLINE void join_vectors(const T* first, const T* second, Stored* out) {
+  const Vector<T> a = load(first), b = load(second);
+  Convert<T, Stored>::write(out, Shuffle<T>::interleaved(a, b, 0));
+  Convert<T, Stored>::write(out + lanes<T>(), Shuffle<T>::interleaved(a, b, 1));
+}
+
+// Whole lines of the cache are written at once, so that none is read before: where `out` begins inside one, the vectors
+// begin at the next, and those at the two ends overlap their neighbours.
+template <typename T, typename Stored>
 void join(const T* even, const T* odd, Stored* out, int64_t size) {
   constexpr int L = lanes<T>();
-  int64_t i = 0;
-  for (; i + L <= size; i += L) {
-    const Vector<T> a = load(even + i), b = load(odd + i);
-    Convert<T, Stored>::write(out + 2 * i, Shuffle<T>::interleaved(a, b, 0));
-    Convert<T, Stored>::write(out + 2 * i + L, Shuffle<T>::interleaved(a, b, 1));
+  if (size < L) {
+    for (int64_t i = 0; i < size; ++i) {
+      write_one(out + 2 * i, even[i]);
+      write_one(out + 2 * i + 1, odd[i]);
+    }
+    return;
   }
-  for (; i < size; ++i) {
-    write_one(out + 2 * i, even[i]);
-    write_one(out + 2 * i + 1, odd[i]);
-  }
+  constexpr int64_t bytes = L * sizeof(Stored);
+  const int64_t inside = reinterpret_cast<uintptr_t>(out) % bytes / sizeof(Stored), skipped = inside ? L - inside : 0;
+  if (skipped) join_vectors(even, odd, out);
+  const T* first = (skipped % 2 ? odd : even) + skipped / 2;
+  const T* second = (skipped % 2 ? even + 1 : odd) + skipped / 2;
+  int64_t at = skipped;
+  for (; at + 2 * L <= 2 * size; at += 2 * L, first += L, second += L) join_vectors(first, second, out + at);
+  if (at < 2 * size) join_vectors(even + size - L, odd + size - L, out + 2 * (size - L));
 }
 
 // A square of vectors, transposed in place: each round interleaves the first half of the rows with the second.
