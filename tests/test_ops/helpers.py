@@ -49,3 +49,20 @@ def compare_with_reference(function, reference, inputs, *options, gradients=True
     assert_close(actual[0].cpu(), expected[0], dtype, 'output')
     for i, (a, e) in enumerate(zip(actual[1], expected[1]) if gradients else ()):
         assert_close(a.cpu(), e, dtype, f'gradient of input {i}')
+
+
+def assert_same_bits_for_any_threads(function, inputs):
+    """Output and gradients of ``function`` repeat bit for bit, whatever the number of threads."""
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            output = function(*inputs)
+            (cotangent,) = random_maps(output.shape, dtype=output.dtype, seed=1)
+            results.append(forward_and_gradients(function, inputs, cotangent))
+    finally:
+        torch.set_num_threads(threads)
+    for output, gradients in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0][1]))

@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from helpers import DEVICES, TOLERANCE, assert_close, compare_with_reference, needs_native, random_maps
+from helpers import (
+    DEVICES,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits_for_any_threads,
+    compare_with_reference,
+    needs_native,
+    random_maps,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,17 +101,7 @@ def test_opcheck_and_double_backward():
 @needs_native
 def test_thread_counts_give_the_same_bits():
     inputs = [x.requires_grad_() for x in make_inputs((3, 40, 33, 50), torch.float32)]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            output = channel_norm(*inputs)
-            results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+    assert_same_bits_for_any_threads(channel_norm, inputs)
 
 
 @pytest.mark.parametrize(
@@ -199,17 +197,7 @@ def test_projection_opcheck_and_double_backward():
 @needs_native
 def test_projection_with_any_number_of_threads_gives_the_same_bits():
     inputs = [x.requires_grad_() for x in make_projection((3, 40, 33, 50), 12, torch.float32)]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            output = norm_projection(*inputs)
-            results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+    assert_same_bits_for_any_threads(norm_projection, inputs)
 
 
 @pytest.mark.parametrize(

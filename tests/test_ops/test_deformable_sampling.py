@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from helpers import DEVICES, TOLERANCE, assert_close, compare_with_reference, needs_native, random_maps
+from helpers import (
+    DEVICES,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits_for_any_threads,
+    compare_with_reference,
+    needs_native,
+    random_maps,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,17 +166,7 @@ def test_opcheck_and_double_backward(function, expected):
 @FUNCTIONS
 def test_thread_counts_give_the_same_bits(function, expected):
     inputs = [x.requires_grad_() for x in make_inputs(function, 2, 40, 9, (33, 50), (70, 90), 2, torch.float32)]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            output = function(*inputs, 2)
-            results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+    assert_same_bits_for_any_threads(lambda *x: function(*x, 2), inputs)
 
 
 @needs_native

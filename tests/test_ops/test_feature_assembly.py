@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from helpers import DEVICES, TOLERANCE, compare_with_reference, needs_native, random_maps
+from helpers import (
+    DEVICES,
+    TOLERANCE,
+    assert_same_bits_for_any_threads,
+    compare_with_reference,
+    needs_native,
+    random_maps,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,17 +75,7 @@ def test_opcheck_and_double_backward():
 @needs_native
 def test_thread_counts_give_the_same_bits():
     inputs = [x.requires_grad_() for x in make_inputs(2, 20, (33, 110), (70, 90), 5, dtype=torch.float32)]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            output = feature_assembly(*inputs, 5)
-            results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+    assert_same_bits_for_any_threads(lambda *x: feature_assembly(*x, 5), inputs)
 
 
 @pytest.mark.parametrize(

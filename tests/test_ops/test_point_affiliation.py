@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from helpers import DEVICES, TOLERANCE, assert_close, compare_with_reference, needs_native, random_maps
+from helpers import (
+    DEVICES,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits_for_any_threads,
+    compare_with_reference,
+    needs_native,
+    random_maps,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,19 +161,8 @@ def test_large_scores_do_not_overflow(dtype):
 @needs_native
 @pytest.mark.parametrize('size', [(66, 90), (61, 87)])
 def test_repeats_and_thread_counts_give_the_same_bits(size):
-    inputs = [x.requires_grad_() for x in make_inputs(2, 7, 33, (33, 130), size, dtype=torch.float32)]
-    (cotangent,) = random_maps((2, 33, *size), dtype=torch.float32, seed=1)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            output = point_affiliation(*inputs)
-            results.append((output, *torch.autograd.grad(output, inputs, cotangent)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+    inputs = make_inputs(2, 7, 33, (33, 130), size, dtype=torch.float32)
+    assert_same_bits_for_any_threads(point_affiliation, inputs)
 
 
 @needs_native
