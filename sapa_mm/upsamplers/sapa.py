@@ -177,11 +177,9 @@ class SAPA(BaseUpsampler):
         if self.similarity == 'inner':
             x = self.norm_x(feature)
             return self.norm_y(guide), x, self.v(x) if hasattr(self, 'v') else feature
-        # What reads the normalised feature reads it once: the key, and the gate, the query's part, the value if there.
-        readers = {name: getattr(self, name) for name in ('k', 'gate', 'q', 'v') if hasattr(self, name)}
-        if not self.shared_gate:
-            readers.pop('q', None)
-        x = dict(zip(readers, project(self.norm_x, feature, *readers.values())))
+        # All that reads the normalised feature, in one pass over it.
+        names = ['k'] + ['gate'] * (self.similarity == 'gated') + ['q'] * self.shared_gate + ['v'] * hasattr(self, 'v')
+        x = dict(zip(names, project(self.norm_x, feature, *(getattr(self, name) for name in names))))
         (y,) = project(self.norm_y, guide, self.q if hasattr(self, 'q') else self.qy)
         return self._query(feature, x, y), x['k'], x.get('v', feature)
 
