@@ -23,6 +23,18 @@ inline void check_map(const at::Tensor& reference, const char* reference_name, c
                     reference.size(0), " and ", x.size(0));
 }
 
+inline void check_groups(int64_t channels, int64_t groups) {
+  TORCH_CHECK_VALUE(groups >= 1 && channels % groups == 0, "groups must divide the number of channels, got ", groups,
+                    " groups and ", channels, " channels");
+}
+
+inline void check_query_and_key(const at::Tensor& query, const at::Tensor& key) {
+  check_map(query, "query", query, "query");
+  check_map(query, "query", key, "key");
+  TORCH_CHECK_VALUE(query.size(1) == key.size(1), "query and key must have the same number of channels, got ",
+                    query.size(1), " and ", key.size(1));
+}
+
 // A map without positions cannot fill an output that has some.
 inline void check_not_empty(const at::Tensor& x, const char* name, int64_t height, int64_t width) {
   TORCH_CHECK_VALUE(x.size(2) * x.size(3) > 0, name, " is empty, ", x.sizes(), ", where the output has size ", height,

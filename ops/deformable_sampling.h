@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/Functions.h>
 #include <ATen/OpMathType.h>
 
 #include "checks.h"
 
 namespace sapa_mm {
-
-inline void check_groups(int64_t channels, int64_t groups) {
-  TORCH_CHECK_VALUE(groups >= 1 && channels % groups == 0, "groups must divide the number of channels, got ", groups,
-                    " groups and ", channels, " channels");
-}
 
 inline void check_offset(const at::Tensor& offset, int64_t groups) {
   TORCH_CHECK_VALUE(groups >= 1 && offset.size(1) > 0 && offset.size(1) % (2 * groups) == 0,
@@ -25,11 +21,8 @@ inline void check_size(const at::Tensor& offset, const at::Tensor& x, const char
 
 inline void check_deformable_scores(const at::Tensor& query, const at::Tensor& key, const at::Tensor& offset,
                                     int64_t groups) {
-  check_map(query, "query", query, "query");
-  check_map(query, "query", key, "key");
+  check_query_and_key(query, key);
   check_map(query, "query", offset, "offset");
-  TORCH_CHECK_VALUE(query.size(1) == key.size(1), "query and key must have the same number of channels, got ",
-                    query.size(1), " and ", key.size(1));
   check_groups(query.size(1), groups);
   check_offset(offset, groups);
   check_size(offset, query, "query");
@@ -57,6 +50,12 @@ inline void check_deformable_assembly(const at::Tensor& feature, const at::Tenso
   check_groups(feature.size(1), groups);
   check_offset(offset, groups);
   check_point_map(kernels, offset, "kernels");
+}
+
+// For one number of each point, in the dtype of the sums.
+inline at::Tensor room_for_scores(const at::Tensor& offset) {
+  return at::empty({offset.size(0), offset.size(1) / 2, offset.size(2), offset.size(3)},
+                   offset.options().dtype(at::toOpMathType(offset.scalar_type())));
 }
 
 }  // namespace sapa_mm

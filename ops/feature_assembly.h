@@ -10,8 +10,7 @@ inline void check_feature_assembly(const at::Tensor& feature, const at::Tensor& 
   check_kernel_size(kernel_size);
   check_map(feature, "feature", feature, "feature");
   check_map(feature, "feature", kernels, "kernels");
-  TORCH_CHECK_VALUE(groups >= 1 && feature.size(1) % groups == 0, "groups must divide the number of channels, got ",
-                    groups, " groups and ", feature.size(1), " channels");
+  check_groups(feature.size(1), groups);
   TORCH_CHECK_VALUE(kernels.size(1) == groups * kernel_size * kernel_size,
                     "kernels must have groups * kernel_size**2 = ", groups * kernel_size * kernel_size,
                     " channels, got ", kernels.size(1));

@@ -9,11 +9,8 @@ inline void check_point_affiliation(const at::Tensor& query, const at::Tensor& k
                                     int64_t kernel_size, int64_t normalization) {
   check_kernel_size(kernel_size);
   TORCH_CHECK_VALUE(normalization >= 0 && normalization < 4, "normalization must be 0 to 3, got ", normalization);
-  check_map(query, "query", query, "query");
-  check_map(query, "query", key, "key");
+  check_query_and_key(query, key);
   check_map(query, "query", value, "value");
-  TORCH_CHECK_VALUE(query.size(1) == key.size(1), "query and key must have the same number of channels, got ",
-                    query.size(1), " and ", key.size(1));
   TORCH_CHECK_VALUE(key.size(2) == value.size(2) && key.size(3) == value.size(3),
                     "key and value must have the same height and width, got ", key.sizes(), " and ", value.sizes());
 }

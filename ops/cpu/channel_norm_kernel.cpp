@@ -6,10 +6,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
-#include "../gradients.h"
 #include "norms.h"
 #include "packing.h"
 
@@ -70,26 +67,40 @@ struct Blocks {
   int64_t channels, area, per_image, count;
 };
 
+// Calls work(planes, block) for every block of x, normalised, and writes the moments of its positions. `make_work`
+// gives each thread its own.
+template <typename scalar_t, typename T, typename MakeWork>
+void for_each_normalized_block(const at::Tensor& x, double eps, const at::Tensor& mean, const at::Tensor& rstd,
+                               const MakeWork& make_work) {
+  const Blocks<scalar_t, T> blocks(x);
+  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
+    Buffer<T> planes(blocks.channels * kBlock), means(kBlock), rstds(kBlock);
+    auto work = make_work();
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t size = blocks.size(block), at = blocks.position(block);
+      blocks.load(x, block, planes.get());
+      norm_kernels<T>().normalize(planes.get(), blocks.channels, static_cast<T>(eps), means.get(), rstds.get());
+      std::copy_n(means.get(), size, mean.mutable_data_ptr<T>() + at);
+      std::copy_n(rstds.get(), size, rstd.mutable_data_ptr<T>() + at);
+      work(planes.get(), block);
+    }
+  });
+}
+
 template <typename scalar_t>
 void forward(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
              const at::Tensor& output, const at::Tensor& mean, const at::Tensor& rstd) {
   using T = accumulate_t<scalar_t>;
   const NormKernels<T>& kernels = norm_kernels<T>();
-  const Blocks<scalar_t, T> blocks(x);
+  const Blocks<scalar_t, T> blocks(output);
   const auto scales = to_vector<T>(weight, blocks.channels, T(1)), shifts = to_vector<T>(bias, blocks.channels, T(0));
-  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
-    Buffer<T> planes(blocks.channels * kBlock), means(kBlock), rstds(kBlock);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t size = blocks.size(block), at = blocks.position(block);
-      blocks.load(x, block, planes.get());
-      kernels.normalize(planes.get(), blocks.channels, static_cast<T>(eps), means.get(), rstds.get());
-      std::copy_n(means.get(), size, mean.mutable_data_ptr<T>() + at);
-      std::copy_n(rstds.get(), size, rstd.mutable_data_ptr<T>() + at);
+  for_each_normalized_block<scalar_t, T>(x, eps, mean, rstd, [&] {
+    return [&](T* planes, int64_t block) {
       if (weight || bias)
         for (int64_t c = 0; c < blocks.channels; ++c)
-          kernels.affine(planes.get() + c * kBlock, scales[c], shifts[c], planes.get() + c * kBlock);
-      blocks.store(planes.get(), output, block);
-    }
+          kernels.affine(planes + c * kBlock, scales[c], shifts[c], planes + c * kBlock);
+      blocks.store(planes, output, block);
+    };
   });
 }
 
@@ -187,23 +198,18 @@ void project(const at::Tensor& x, const at::Tensor& matrix, const at::Tensor& sh
              const at::Tensor& output, const at::Tensor& mean, const at::Tensor& rstd) {
   using T = accumulate_t<scalar_t>;
   const NormKernels<T>& kernels = norm_kernels<T>();
-  const Blocks<scalar_t, T> blocks(x), output_blocks(output);
-  const int64_t C = blocks.channels, D = output_blocks.channels;
+  const Blocks<scalar_t, T> blocks(output);
+  const int64_t C = x.size(1), D = blocks.channels;
   const auto panels = to_panels(matrix.const_data_ptr<T>(), D, C, C, 1);
   const T* shifts = shift.const_data_ptr<T>();
-  at::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
-    Buffer<T> planes(C * kBlock), out(round_up(D, kPanel) * kBlock), means(kBlock), rstds(kBlock);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t size = blocks.size(block), at = blocks.position(block);
-      blocks.load(x, block, planes.get());
-      kernels.normalize(planes.get(), C, static_cast<T>(eps), means.get(), rstds.get());
-      std::copy_n(means.get(), size, mean.mutable_data_ptr<T>() + at);
-      std::copy_n(rstds.get(), size, rstd.mutable_data_ptr<T>() + at);
+  for_each_normalized_block<scalar_t, T>(x, eps, mean, rstd, [&] {
+    return [&, buffer = Buffer<T>(round_up(D, kPanel) * kBlock)](const T* planes, int64_t block) {
+      T* out = buffer.get();
       for (int64_t d = 0; d < D; d += kPanel)
-        kernels.multiply(panels.data() + d * C, C, planes.get(), kBlock, kBlock, out.get() + d * kBlock, kBlock, false);
-      for (int64_t d = 0; d < D; ++d) kernels.affine(out.get() + d * kBlock, T(1), shifts[d], out.get() + d * kBlock);
-      output_blocks.store(out.get(), output, block);
-    }
+        kernels.multiply(panels.data() + d * C, C, planes, kBlock, kBlock, out + d * kBlock, kBlock, false);
+      for (int64_t d = 0; d < D; ++d) kernels.affine(out + d * kBlock, T(1), shifts[d], out + d * kBlock);
+      blocks.store(out, output, block);
+    };
   });
 }
 

@@ -303,11 +303,6 @@ void spread(const at::Tensor& weights, const at::Tensor& x, const at::Tensor& of
   });
 }
 
-at::Tensor room_for_scores(const at::Tensor& offset) {
-  return at::empty({offset.size(0), offset.size(1) / 2, offset.size(2), offset.size(3)},
-                   offset.options().dtype(at::toOpMathType(offset.scalar_type())));
-}
-
 at::Tensor deformable_scores_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& offset,
                                  int64_t groups) {
   check_deformable_scores(query, key, offset, groups);

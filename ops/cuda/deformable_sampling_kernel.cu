@@ -18,11 +18,6 @@ namespace {
 template <typename scalar_t>
 using SamplingOf = Sampling<scalar_t, at::opmath_type<scalar_t>, cudaStream_t>;
 
-at::Tensor room_for_scores(const at::Tensor& offset) {
-  return at::empty({offset.size(0), offset.size(1) / 2, offset.size(2), offset.size(3)},
-                   offset.options().dtype(at::toOpMathType(offset.scalar_type())));
-}
-
 // The sums are kept in the type of the accumulation and rounded once.
 template <typename scalar_t>
 void spread(const SamplingOf<scalar_t>& sampling, const at::Tensor& weights, const at::Tensor& x, at::Tensor& grad) {
