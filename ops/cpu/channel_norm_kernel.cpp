@@ -265,9 +265,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_norm_cpu(const at::Tensor
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_norm_backward_cpu(const at::Tensor& grad, const at::Tensor& x,
-                                                                         const at::Tensor& mean, const at::Tensor& rstd,
                                                                          const OptionalTensor& weight,
                                                                          const OptionalTensor& bias,
+                                                                         const at::Tensor& mean, const at::Tensor& rstd,
+                                                                         double /*eps*/,
                                                                          std::array<bool, 3> needs_grad) {
   check_map(x, "x", grad, "grad");
   check_parameter(x, weight, "weight");
@@ -313,9 +314,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_projection_cpu(const at::Ten
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_projection_backward_cpu(const at::Tensor& grad, const at::Tensor& x,
-                                                                            const at::Tensor& mean,
-                                                                            const at::Tensor& rstd,
                                                                             const at::Tensor& matrix,
+                                                                            const at::Tensor& /*shift*/,
+                                                                            const at::Tensor& mean,
+                                                                            const at::Tensor& rstd, double /*eps*/,
                                                                             std::array<bool, 3> needs_grad) {
   check_map(x, "x", grad, "grad");
   check_projection(x, matrix);

@@ -81,7 +81,7 @@ def _register() -> None:
         return torch.empty_like(x, memory_format=torch.contiguous_format), *moments(x)
 
     @register_fake('sapa_mm::_channel_norm_backward')
-    def _(grad, x, mean, rstd, weight, bias, needs_grad):
+    def _(grad, x, weight, bias, mean, rstd, eps, needs_grad):
         return gradients((x, weight, bias), needs_grad)
 
     @register_fake('sapa_mm::norm_projection')
@@ -89,15 +89,13 @@ def _register() -> None:
         return x.new_empty((x.shape[0], matrix.shape[0], *x.shape[2:])), *moments(x)
 
     @register_fake('sapa_mm::_norm_projection_backward')
-    def _(grad, x, mean, rstd, matrix, needs_grad):
-        return gradients((x, matrix, matrix[:, 0]), needs_grad)
+    def _(grad, x, matrix, shift, mean, rstd, eps, needs_grad):
+        return gradients((x, matrix, shift), needs_grad)
 
-    def register(name, saved):
-        """Differentiate by the backward that takes the gradient, x, its moments and `saved` of the other inputs."""
-
+    def register(name):
         def save(ctx, inputs, output):
-            x, *parameters, _ = inputs
-            ctx.save_for_backward(x, *output[1:], *parameters[:saved])
+            *tensors, ctx.eps = inputs
+            ctx.save_for_backward(*tensors, *output[1:])
             ctx.mark_non_differentiable(*output[1:])
             ctx.set_materialize_grads(False)
 
@@ -105,14 +103,14 @@ def _register() -> None:
             needs_grad = ctx.needs_input_grad[:3]
             if grad is None:
                 return None, None, None, None
-            grads = getattr(torch.ops.sapa_mm, f'_{name}_backward')(grad, *ctx.saved_tensors, needs_grad)
+            grads = getattr(torch.ops.sapa_mm, f'_{name}_backward')(grad, *ctx.saved_tensors, ctx.eps, needs_grad)
             return needed_gradients(grads, needs_grad, ('eps',))
 
         torch.library.register_autograd(f'sapa_mm::{name}', backward, setup_context=save)
         no_double_backward(f'_{name}_backward')
 
-    register('channel_norm', saved=2)
-    register('norm_projection', saved=1)
+    register('channel_norm')
+    register('norm_projection')
 
 
 if is_loaded():

@@ -61,7 +61,7 @@ def _norm_projection(x, matrix, shift, eps) -> int:
     return x[0] * prod(x[2:]) * prod(matrix)
 
 
-def _norm_projection_backward(grad, x, mean, rstd, matrix, needs_grad) -> int:
+def _norm_projection_backward(grad, x, matrix, shift, mean, rstd, eps, needs_grad) -> int:
     return _norm_projection(x, matrix, None, None) * (needs_grad[0] + needs_grad[1])
 
 
