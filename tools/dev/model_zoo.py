@@ -26,6 +26,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import read_config
+from get_flops import build_model, count_config, default_shape, parameters, register_toolbox
 
 from sapa_mm.upsamplers import UPSAMPLERS, VARIANTS
 
@@ -161,8 +162,6 @@ def index(paths: list[Path]) -> str:
 
 
 def write_costs(folder: Path) -> None:
-    from get_flops import build_model, count_config, default_shape, parameters, register_toolbox
-
     path = folder / 'metafile.yml'
     content = yaml.safe_load(path.read_text())
     for model in content['Models']:
