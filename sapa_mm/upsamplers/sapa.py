@@ -45,7 +45,7 @@ class SAPA(BaseUpsampler):
     ``plain``     (ablation) ``qy(y') + qx(x)``                           ``k(x')``
     ============  =========  ===========================================  ==============
 
-    where ``g = sigmoid(gate(x'))`` has one channel and what comes from ``x`` is repeated over the positions of its
+    where ``g = sigmoid(gate(x'))`` has one channel, and what comes from ``x`` is broadcast to the positions of its
     cell. With ``gate='shared'`` both branches use one projection, ``q(g * y' + (1 - g) * x')``: this is what the
     published cost columns of SAPA-G count, the separate one is what the released experiments trained. Its
     normalisation of ``x`` was not published; the projection sees one kind of input only if ``x`` is normalised like
@@ -151,7 +151,7 @@ class SAPA(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Projections from a normal distribution of deviation 0.02, biases 0, norms the identity."""
+        """Projections normal with standard deviation 0.02, biases 0, norms the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
@@ -186,7 +186,7 @@ class SAPA(BaseUpsampler):
         self.check_inputs(feature, guide)
         size = guide.shape[2:]
         v = [self.v] if hasattr(self, 'v') else []
-        # A 1x1 convolution commutes with the repetition over a cell: what comes from the feature is projected first.
+        # A 1x1 convolution commutes with broadcasting to the positions of a cell: the feature is projected while small.
         if self.similarity == 'inner':
             key = self.norm_x(feature)
             query = self.norm_y(guide)
