@@ -2,6 +2,17 @@
 // The Python module is empty: loading it registers the operators, and torch.ops finds them. So one library, built
 // against the limited API, serves every Python version.
 #include <Python.h>
+#include <torch/library.h>
+
+#include "cpu/simd/dispatch.h"
+
+// Instruction set of the CPU operators on this machine: "avx512", "avx2" or "baseline".
+TORCH_LIBRARY_FRAGMENT(sapa_mm, m) {
+  m.def("cpu_capability() -> str", [] {
+    const sapa_mm::Isa isa = sapa_mm::chosen_isa();
+    return std::string(isa == sapa_mm::Isa::kAvx512 ? "avx512" : isa == sapa_mm::Isa::kAvx2 ? "avx2" : "baseline");
+  });
+}
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
