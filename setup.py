@@ -34,7 +34,7 @@ def native_extension():
     """The one extension and its build command, or ``(None, None)`` and a line that says why not."""
     if os.environ.get('SAPA_MM_WITH_OPS', '1') == '0':
         return say(f'SAPA_MM_WITH_OPS=0: {REFERENCE}'), None
-    sources = sorted(glob('ops/*.cpp') + glob('ops/cpu/*.cpp'))
+    sources = sorted(glob('ops/*.cpp') + glob('ops/cpu/**/*.cpp', recursive=True))
     cuda_sources = sorted(glob('ops/cuda/*.cu'))
     if not sources:
         return say(f'no C++ sources in ops/: {REFERENCE}'), None

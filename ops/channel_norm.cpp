@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schemas; the public functions and the meaning of the arguments are in sapa_mm/ops/channel_norm.py.
+// Schemas; the public function and the meaning of the arguments are in sapa_mm/ops/channel_norm.py.
 #include <torch/library.h>
 
 // Every backward takes (gradient, inputs, saved outputs, options, needs_grad).
@@ -8,11 +8,7 @@ TORCH_LIBRARY_FRAGMENT(sapa_mm, m) {
   m.def("channel_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
   // Gradients that are not needed come back empty.
   m.def(
-      "_channel_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, float eps, "
+      "_channel_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, float "
+      "eps, "
       "bool[3] needs_grad) -> (Tensor, Tensor, Tensor)");
-  // matrix and shift in the dtype of the sums
-  m.def("norm_projection(Tensor x, Tensor matrix, Tensor shift, float eps) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "_norm_projection_backward(Tensor grad, Tensor x, Tensor matrix, Tensor shift, Tensor mean, Tensor rstd, float "
-      "eps, bool[3] needs_grad) -> (Tensor, Tensor, Tensor)");
 }

@@ -4,11 +4,14 @@
 #include <Python.h>
 #include <torch/library.h>
 
-#include "cpu/rows.h"
+#include "cpu/simd/dispatch.h"
 
-// Instruction set of the CPU operators on this machine: "avx512", "avx2" or "plain".
+// Instruction set of the CPU operators on this machine: "avx512", "avx2" or "baseline".
 TORCH_LIBRARY_FRAGMENT(sapa_mm, m) {
-  m.def("cpu_capability() -> str", [] { return std::string(sapa_mm::cpu_capability()); });
+  m.def("cpu_capability() -> str", [] {
+    const sapa_mm::Isa isa = sapa_mm::chosen_isa();
+    return std::string(isa == sapa_mm::Isa::kAvx512 ? "avx512" : isa == sapa_mm::Isa::kAvx2 ? "avx2" : "baseline");
+  });
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

@@ -15,6 +15,8 @@
 
 namespace sapa_mm {
 
+constexpr int kMaxKernelSize = 15;
+
 SAPA_MM_HOST_DEVICE inline int64_t cell_of(int64_t position, int64_t size, int64_t cells) {
   return position * cells / size;
 }

@@ -1,97 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-// Point affiliation on the GPU; the kernels are in window_kernels.cuh.
+// Point affiliation on the GPU; the kernels are in point_affiliation.cuh.
 #include "../point_affiliation.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
-#include <ATen/OpMathType.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "../gradients.h"
+#include "point_affiliation.cuh"
 #include "tensor_view.h"
-#include "window_kernels.cuh"
 
 namespace sapa_mm {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> point_affiliation_cuda(const at::Tensor& query, const at::Tensor& key,
-                                                          const at::Tensor& value, int64_t kernel_size,
-                                                          int64_t normalization) {
-  check_point_affiliation(query, key, value, kernel_size, normalization);
-  const c10::cuda::CUDAGuard guard(query.device());
-  const int64_t N = query.size(0), H = query.size(2), W = query.size(3);
-  at::Tensor output = at::empty({N, value.size(1), H, W}, value.options(), value.suggest_memory_format());
-  at::Tensor normalizer = at::empty({N, H, W}, query.options().dtype(at::toOpMathType(query.scalar_type())));
-  if (N * H * W == 0) return {output, normalizer};
-  check_not_empty(key, "key", H, W);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, query.scalar_type(), "point_affiliation_cuda", [&] {
+// Images whose weights and gradients of scores are kept at a time: 4 % of the gradient's memory, one image at least.
+int64_t images_at_a_time(const at::Tensor& grad_output, int64_t bytes_per_position) {
+  const int64_t images = grad_output.numel() * grad_output.element_size() / 25 /
+                         (bytes_per_position * grad_output.size(2) * grad_output.size(3));
+  return std::clamp<int64_t>(images, 1, grad_output.size(0));
+}
+
+struct PointAffiliationCuda {
+  template <typename scalar_t>
+  static void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int kernel_size,
+                      Normalization normalization, const at::Tensor& output, const at::Tensor& normalizer) {
     using acc_t = at::opmath_type<scalar_t>;
+    const c10::cuda::CUDAGuard guard(query.device());
     AffiliationForward<scalar_t, acc_t, cudaStream_t>{view_of<scalar_t>(query),
                                                       view_of<scalar_t>(key),
                                                       view_of<scalar_t>(value),
                                                       kernel_size,
-                                                      static_cast<Normalization>(normalization),
+                                                      normalization,
                                                       mutable_view_of<scalar_t>(output),
                                                       normalizer.mutable_data_ptr<acc_t>(),
                                                       c10::cuda::getCurrentCUDAStream()}();
-  });
-  return {output, normalizer};
-}
-
-// Images whose weights and gradients of scores are kept at a time: 4 % of the gradient's memory, one image at least.
-int64_t images_at_a_time(const at::Tensor& grad, int64_t bytes_per_position) {
-  const int64_t images = grad.numel() * grad.element_size() / 25 / (bytes_per_position * grad.size(2) * grad.size(3));
-  return std::clamp<int64_t>(images, 1, grad.size(0));
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> point_affiliation_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& normalizer, int64_t kernel_size, int64_t normalization, std::array<bool, 3> needs_grad) {
-  check_point_affiliation(query, key, value, kernel_size, normalization);
-  check_map(query, "query", grad, "grad");
-  const c10::cuda::CUDAGuard guard(query.device());
-  const Inputs<3> inputs{&query, &key, &value};
-  Gradients<3> grads = make_gradients(inputs, needs_grad);
-  const int64_t H = query.size(2), W = query.size(3);
-  if (query.size(0) * H * W == 0) {
-    make_zero(grads);
-  } else if (needs_grad[0] || needs_grad[1] || needs_grad[2]) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, query.scalar_type(), "point_affiliation_backward_cuda", [&] {
-          using acc_t = at::opmath_type<scalar_t>;
-          const int64_t taps = kernel_size * kernel_size, maps = needs_grad[1] + needs_grad[2];
-          const int64_t images = images_at_a_time(grad, std::max<int64_t>(maps, 1) * taps * sizeof(acc_t));
-          const auto room = [&](bool needed) {
-            return needed ? at::empty({images, taps, H, W}, normalizer.options()) : at::Tensor();
-          };
-          const at::Tensor weights = room(needs_grad[2]), grad_scores = room(needs_grad[1]);
-          AffiliationBackward<scalar_t, acc_t, cudaStream_t> backward{view_of<scalar_t>(grad),
-                                                                      view_of<scalar_t>(query),
-                                                                      view_of<scalar_t>(key),
-                                                                      view_of<scalar_t>(value),
-                                                                      normalizer.const_data_ptr<acc_t>(),
-                                                                      kernel_size,
-                                                                      static_cast<Normalization>(normalization),
-                                                                      mutable_view_of<scalar_t>(grads[0]),
-                                                                      mutable_view_of<scalar_t>(grads[1]),
-                                                                      mutable_view_of<scalar_t>(grads[2]),
-                                                                      mutable_view_of<acc_t>(weights),
-                                                                      mutable_view_of<acc_t>(grad_scores),
-                                                                      images,
-                                                                      c10::cuda::getCurrentCUDAStream()};
-          backward();
-        });
   }
-  return as_tuple(grads, inputs);
-}
+
+  template <typename scalar_t>
+  static void backward(const at::Tensor& grad_output, const at::Tensor& query, const at::Tensor& key,
+                       const at::Tensor& value, const at::Tensor& normalizer, int kernel_size,
+                       Normalization normalization, const at::Tensor& grad_query, const at::Tensor& grad_key,
+                       const at::Tensor& grad_value) {
+    if (!grad_query.defined() && !grad_key.defined() && !grad_value.defined()) return;
+    using acc_t = at::opmath_type<scalar_t>;
+    const c10::cuda::CUDAGuard guard(query.device());
+    const int64_t taps = kernel_size * kernel_size, maps = grad_key.defined() + grad_value.defined();
+    const int64_t images = images_at_a_time(grad_output, std::max<int64_t>(maps, 1) * taps * sizeof(acc_t));
+    const auto room = [&](bool needed) {
+      return needed ? empty_sums(query, {images, taps, query.size(2), query.size(3)}) : at::Tensor();
+    };
+    const at::Tensor weights = room(grad_value.defined()), grad_scores = room(grad_key.defined());
+    AffiliationBackward<scalar_t, acc_t, cudaStream_t>{view_of<scalar_t>(grad_output),
+                                                       view_of<scalar_t>(query),
+                                                       view_of<scalar_t>(key),
+                                                       view_of<scalar_t>(value),
+                                                       normalizer.const_data_ptr<acc_t>(),
+                                                       kernel_size,
+                                                       normalization,
+                                                       mutable_view_of<scalar_t>(grad_query),
+                                                       mutable_view_of<scalar_t>(grad_key),
+                                                       mutable_view_of<scalar_t>(grad_value),
+                                                       mutable_view_of<acc_t>(weights),
+                                                       mutable_view_of<acc_t>(grad_scores),
+                                                       images,
+                                                       c10::cuda::getCurrentCUDAStream()}();
+  }
+};
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sapa_mm, CUDA, m) {
-  m.impl("point_affiliation", &point_affiliation_cuda);
-  m.impl("_point_affiliation_backward", &point_affiliation_backward_cuda);
+  m.impl("point_affiliation", &PointAffiliation<PointAffiliationCuda>::forward);
+  m.impl("_point_affiliation_backward", &PointAffiliation<PointAffiliationCuda>::backward);
 }
 
 }  // namespace sapa_mm

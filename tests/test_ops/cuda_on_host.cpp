@@ -3,8 +3,9 @@
 // of the maps in the order of the arguments, four each; a null pointer is a gradient that is not wanted.
 #include "cuda_on_host.h"
 
-#include "../../ops/cuda/sampling_kernels.cuh"
-#include "../../ops/cuda/window_kernels.cuh"
+#include "../../ops/cuda/feature_assembly.cuh"
+#include "../../ops/cuda/point_affiliation.cuh"
+#include "../../ops/cuda/samples.cuh"
 
 namespace sapa_mm {
 namespace {
@@ -61,9 +62,9 @@ void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normal
 }
 
 template <typename T>
-void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, T* output) {
+void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T* weights, T* output) {
   AssemblyForward<T, T, Stream>{view(feature, s.N, s.C, s.h, s.w, strides),
-                                view(kernels, s.N, s.groups * s.kernel_size * s.kernel_size, s.H, s.W, strides + 4),
+                                view(weights, s.N, s.groups * s.kernel_size * s.kernel_size, s.H, s.W, strides + 4),
                                 s.kernel_size,
                                 s.groups,
                                 view(output, s.N, s.C, s.H, s.W, strides + 8),
@@ -71,16 +72,16 @@ void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T*
 }
 
 template <typename T>
-void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, const T* grad,
-                       T* grad_feature, T* grad_kernels) {
+void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature, const T* weights, const T* grad,
+                       T* grad_feature, T* grad_weights) {
   const int64_t channels = s.groups * s.kernel_size * s.kernel_size;
   AssemblyBackward<T, T, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 8),
                                  view(feature, s.N, s.C, s.h, s.w, strides),
-                                 view(kernels, s.N, channels, s.H, s.W, strides + 4),
+                                 view(weights, s.N, channels, s.H, s.W, strides + 4),
                                  s.kernel_size,
                                  s.groups,
                                  contiguous(grad_feature, s.N, s.C, s.h, s.w),
-                                 contiguous(grad_kernels, s.N, channels, s.H, s.W),
+                                 contiguous(grad_weights, s.N, channels, s.H, s.W),
                                  {}}();
 }
 
@@ -128,12 +129,12 @@ using sapa_mm::Sizes;
     sapa_mm::affiliation_backward(*s, strides, normalization, images, query, key, value, grad, normalizer, grad_query, \
                                   grad_key, grad_value);                                                               \
   }                                                                                                                    \
-  void assembly_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels, T* output) {           \
-    sapa_mm::assembly(*s, strides, feature, kernels, output);                                                          \
+  void assembly_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* weights, T* output) {           \
+    sapa_mm::assembly(*s, strides, feature, weights, output);                                                          \
   }                                                                                                                    \
-  void assembly_backward_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels,               \
-                             const T* grad, T* grad_feature, T* grad_kernels) {                                        \
-    sapa_mm::assembly_backward(*s, strides, feature, kernels, grad, grad_feature, grad_kernels);                       \
+  void assembly_backward_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* weights,               \
+                             const T* grad, T* grad_feature, T* grad_weights) {                                        \
+    sapa_mm::assembly_backward(*s, strides, feature, weights, grad, grad_feature, grad_weights);                       \
   }                                                                                                                    \
   void correlate_points_##T(const SamplingSizes* s, const int64_t* strides, const T* x, const T* low, const T* offset, \
                             T* scores, const T* weights, T* grad_offset) {                                             \

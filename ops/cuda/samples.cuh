@@ -32,11 +32,11 @@ struct Corners {
         h, y, bottom, slope_y);
   }
 
-  // What is not a number has the border's position and makes the share, and so the sample, not a number.
+  // Beyond the border, and at NaN, the place is the far border: nothing of the map is read, not even times 0. NaN makes
+  // the share, and so the sample, NaN.
   __device__ static void locate(acc_t place, int64_t size, int64_t& first, acc_t& share, acc_t& slope) {
     const acc_t end = static_cast<acc_t>(size);
-    acc_t inside = place >= acc_t(-1) ? place : acc_t(-1);
-    inside = inside <= end ? inside : end;
+    const acc_t inside = place >= acc_t(-1) && place <= end ? place : end;
     const acc_t low = floor(inside);
     first = static_cast<int64_t>(low);
     share = place == place ? inside - low : place;
@@ -131,7 +131,7 @@ __global__ void assemble_points_kernel(View<const acc_t> weights,    // (N, grou
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const acc_t share = weight * corners.share(k);
-      // A place that is not a number has no position inside but is to be seen.
+      // A NaN place has no position inside but is to be seen.
       if (!corners.has(k) && share == share) continue;
 #pragma unroll
       for (int c = 0; c < kSampledChannels; ++c)

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops of deformable sampling, on a line of up to kLine neighbouring positions, and their run-time dispatch.
+// The loops of deformable sampling, on a line of up to kLine neighbouring positions.
 //
 // A low-resolution map is a table of rows, one row a position with its channels side by side, and a border of zeros
 // around the map: one position to the left and top, two to the right and bottom. A sample at any place is then a sum of
-// four rows, (y, x), (y, x + 1), (y + 1, x) and (y + 1, x + 1), and places beyond the border have moved onto it.
+// four rows, (y, x), (y, x + 1), (y + 1, x) and (y + 1, x + 1). Places beyond the border have moved to its right or
+// bottom, where nothing of the map is read.
 //
 // Numbers of points are arrays [point * kLine + position]; vectors of positions are [position * stride + channel].
 // Channels are a multiple of kLanes, padded with zeros.
 #pragma once
 
-#include "rows.h"
+#include "packing.h"
 
 namespace sapa_mm {
 
@@ -33,7 +34,7 @@ struct Places {
 };
 
 template <typename T>
-struct PointKernels {
+struct SampleLoops {
   // Point p of position i lies at (cell_x[i] + dx[i], cell_y + dy[i]) of a map of height x width.
   void (*locate)(const T* dx, const T* dy, const T* cell_x, T cell_y, int64_t size, int64_t height, int64_t width,
                  int64_t p, const Places<T>& places);
@@ -46,9 +47,9 @@ struct PointKernels {
   // The transpose of assemble: the rows of the table += weight * vector.
   void (*spread)(const T* weights, const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places,
                  int64_t size);
-};
 
-template <typename T>
-const PointKernels<T>& point_kernels();
+  template <Isa isa>
+  static SampleLoops make();
+};
 
 }  // namespace sapa_mm

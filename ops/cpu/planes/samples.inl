@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops of points.h, written with the vector types of rows.inl, which stands before this file.
+// The loops of samples.h.
 
 namespace sapa_mm {
-namespace SAPA_MM_ISA {
+namespace {
 
 template <typename T>
 void locate(const T* dx, const T* dy, const T* cell_x, T cell_y, int64_t size, int64_t height, int64_t width, int64_t p,
@@ -14,10 +14,9 @@ void locate(const T* dx, const T* dy, const T* cell_x, T cell_y, int64_t size, i
   T *slope_x = places.slope_x + p * kLine, *slope_y = places.slope_y + p * kLine;
   for (int64_t i = 0; i < size; ++i) {
     const T x = cell_x[i] + dx[i], y = cell_y + dy[i];
-    // What is not a number has the row of the border and makes the share, and so the sample, not a number.
-    T inside_x = x >= T(-1) ? x : T(-1), inside_y = y >= T(-1) ? y : T(-1);
-    inside_x = inside_x <= right ? inside_x : right;
-    inside_y = inside_y <= bottom ? inside_y : bottom;
+    // Beyond the border, and at NaN, the rows are the far border's: nothing of the map is read, not even times 0. NaN
+    // makes the share, and so the sample, NaN.
+    const T inside_x = x >= T(-1) && x <= right ? x : right, inside_y = y >= T(-1) && y <= bottom ? y : bottom;
     int32_t left = static_cast<int32_t>(inside_x), top = static_cast<int32_t>(inside_y);
     left -= static_cast<T>(left) > inside_x;
     top -= static_cast<T>(top) > inside_y;
@@ -31,8 +30,8 @@ void locate(const T* dx, const T* dy, const T* cell_x, T cell_y, int64_t size, i
 
 // The four rows of a sample and their shares.
 template <typename T>
-struct Corners {
-  SAPA_MM_INLINE Corners(const Table<T>& table, const Places<T>& places, int64_t at)
+struct SampleCorners {
+  SAPA_MM_INLINE SampleCorners(const Table<T>& table, const Places<T>& places, int64_t at)
       : right(places.share_x[at]), bottom(places.share_y[at]), left(T(1) - right), top(T(1) - bottom) {
     rows[0] = table.rows + places.first[at] * table.stride;
     rows[1] = rows[0] + table.stride;
@@ -59,29 +58,28 @@ SAPA_MM_INLINE Vector<T> lane_sums(Vector<T>* vectors) {
 }
 
 template <typename T, bool MOVES>
-void correlate_points(const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places, int64_t size,
-                      T* scores, T* moves_x, T* moves_y) {
+void correlate_samples(const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places, int64_t size,
+                       T* scores, T* moves_x, T* moves_y) {
   constexpr int L = lanes<T>();
   for (int64_t p = 0; p < places.points; ++p) {
     for (int64_t i0 = 0; i0 < size; i0 += L) {
       Vector<T> score[L] = {}, move_x[L] = {}, move_y[L] = {};
       for (int64_t i = i0; i < i0 + L && i < size; ++i) {
         const int64_t at = p * kLine + i;
-        const Corners<T> corners(table, places, at);
+        const SampleCorners<T> corners(table, places, at);
         const T* vector = vectors + i * stride;
         Vector<T> product[4] = {};
         for (int64_t c = 0; c < table.channels; c += L) {
           const Vector<T> v = load(vector + c);
-#pragma GCC unroll 4
-          for (int k = 0; k < 4; ++k) product[k] += v * load(corners.rows[k] + c);
+          SAPA_MM_UNROLLED (k, 4) product[k] += v * load(corners.rows[k] + c);
         }
-        score[i - i0] = product[0] * all<T>(corners.shares[0]) + product[1] * all<T>(corners.shares[1]) +
-                        product[2] * all<T>(corners.shares[2]) + product[3] * all<T>(corners.shares[3]);
+        score[i - i0] = product[0] * broadcast<T>(corners.shares[0]) + product[1] * broadcast<T>(corners.shares[1]) +
+                        product[2] * broadcast<T>(corners.shares[2]) + product[3] * broadcast<T>(corners.shares[3]);
         if (MOVES) {
-          move_x[i - i0] = (product[1] - product[0]) * all<T>(places.slope_x[at] * corners.top) +
-                           (product[3] - product[2]) * all<T>(places.slope_x[at] * corners.bottom);
-          move_y[i - i0] = (product[2] - product[0]) * all<T>(places.slope_y[at] * corners.left) +
-                           (product[3] - product[1]) * all<T>(places.slope_y[at] * corners.right);
+          move_x[i - i0] = (product[1] - product[0]) * broadcast<T>(places.slope_x[at] * corners.top) +
+                           (product[3] - product[2]) * broadcast<T>(places.slope_x[at] * corners.bottom);
+          move_y[i - i0] = (product[2] - product[0]) * broadcast<T>(places.slope_y[at] * corners.left) +
+                           (product[3] - product[1]) * broadcast<T>(places.slope_y[at] * corners.right);
         }
       }
       store(scores + p * kLine + i0, lane_sums<T>(score));
@@ -94,57 +92,53 @@ void correlate_points(const T* vectors, int64_t stride, const Table<T>& table, c
 }
 
 template <typename T>
-void correlate_points(const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places, int64_t size,
-                      T* scores, T* moves_x, T* moves_y) {
+void correlate_samples(const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places, int64_t size,
+                       T* scores, T* moves_x, T* moves_y) {
   if (moves_x)
-    correlate_points<T, true>(vectors, stride, table, places, size, scores, moves_x, moves_y);
+    correlate_samples<T, true>(vectors, stride, table, places, size, scores, moves_x, moves_y);
   else
-    correlate_points<T, false>(vectors, stride, table, places, size, scores, moves_x, moves_y);
+    correlate_samples<T, false>(vectors, stride, table, places, size, scores, moves_x, moves_y);
 }
 
 // VECTORS neighbouring vectors of channels stay in registers while the points pass.
 template <typename T, int VECTORS>
-SAPA_MM_INLINE void assemble_position(const T* weights, const Table<T>& table, const Places<T>& places, int64_t i,
-                                      int64_t channel, T* out) {
+SAPA_MM_INLINE void assemble_sample(const T* weights, const Table<T>& table, const Places<T>& places, int64_t i,
+                                    int64_t channel, T* out) {
   constexpr int L = lanes<T>();
   Vector<T> sum[VECTORS] = {};
   for (int64_t p = 0; p < places.points; ++p) {
     const int64_t at = p * kLine + i;
-    const Corners<T> corners(table, places, at);
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const Vector<T> share = all<T>(weights[at] * corners.shares[k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sum[v] += share * load(corners.rows[k] + channel + v * L);
+    const SampleCorners<T> corners(table, places, at);
+    SAPA_MM_UNROLLED (k, 4) {
+      const Vector<T> share = broadcast<T>(weights[at] * corners.shares[k]);
+      SAPA_MM_UNROLLED (v, VECTORS) sum[v] += share * load(corners.rows[k] + channel + v * L);
     }
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < VECTORS; ++v) store(out + channel + v * L, sum[v]);
+  SAPA_MM_UNROLLED (v, VECTORS) store(out + channel + v * L, sum[v]);
 }
 
 template <typename T>
-void assemble_points(const T* weights, const Table<T>& table, const Places<T>& places, int64_t size, T* out,
-                     int64_t stride) {
+void assemble_samples(const T* weights, const Table<T>& table, const Places<T>& places, int64_t size, T* out,
+                      int64_t stride) {
   constexpr int L = lanes<T>();
   for (int64_t i = 0; i < size; ++i) {
     int64_t c = 0;
     for (; c + 4 * L <= table.channels; c += 4 * L)
-      assemble_position<T, 4>(weights, table, places, i, c, out + i * stride);
-    for (; c < table.channels; c += L) assemble_position<T, 1>(weights, table, places, i, c, out + i * stride);
+      assemble_sample<T, 4>(weights, table, places, i, c, out + i * stride);
+    for (; c < table.channels; c += L) assemble_sample<T, 1>(weights, table, places, i, c, out + i * stride);
   }
 }
 
 template <typename T>
-void spread_points(const T* weights, const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places,
-                   int64_t size) {
+void spread_samples(const T* weights, const T* vectors, int64_t stride, const Table<T>& table, const Places<T>& places,
+                    int64_t size) {
   constexpr int L = lanes<T>();
   for (int64_t i = 0; i < size; ++i) {
     for (int64_t p = 0; p < places.points; ++p) {
       const int64_t at = p * kLine + i;
-      const Corners<T> corners(table, places, at);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const Vector<T> share = all<T>(weights[at] * corners.shares[k]);
+      const SampleCorners<T> corners(table, places, at);
+      SAPA_MM_UNROLLED (k, 4) {
+        const Vector<T> share = broadcast<T>(weights[at] * corners.shares[k]);
         T* row = corners.rows[k];
         for (int64_t c = 0; c < table.channels; c += L)
           store(row + c, load(row + c) + share * load(vectors + i * stride + c));
@@ -153,14 +147,14 @@ void spread_points(const T* weights, const T* vectors, int64_t stride, const Tab
   }
 }
 
+}  // namespace
+
 template <typename T>
-const PointKernels<T>& point_kernels() {
-  static const PointKernels<T> table = {locate<T>, correlate_points<T>, assemble_points<T>, spread_points<T>};
-  return table;
+template <Isa isa>
+SampleLoops<T> SampleLoops<T>::make() {
+  return {sapa_mm::locate<T>, sapa_mm::correlate_samples<T>, sapa_mm::assemble_samples<T>, sapa_mm::spread_samples<T>};
 }
+template SampleLoops<float> SampleLoops<float>::make<kIsa>();
+template SampleLoops<double> SampleLoops<double>::make<kIsa>();
 
-template const PointKernels<float>& point_kernels<float>();
-template const PointKernels<double>& point_kernels<double>();
-
-}  // namespace SAPA_MM_ISA
 }  // namespace sapa_mm

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of point affiliation and feature assembly are made of, by the words of view.cuh only.
+//
+// A block owns a tile of output positions of one image. A thread owns up to P positions, neighbours in a column that
+// share a cell and so a window, with their K*K scores or weights in registers: a value of the window is read once for
+// all of them. The low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few
+// channels at a time. Where the halo is too large (an output much narrower than the map), threads read the map itself.
+//
+// Kernels are compiled for the windows that are used, K = 3, 5 and 7, with all loops over taps unrolled, and once more
+// (K = 0) for any window, any halo and float64, with the taps in local memory.
+#pragma once
+
+#include "../window.h"
+#include "view.cuh"
+
+namespace sapa_mm {
+
+constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
+constexpr int kSpreadChannels = 8;           // channels that one thread of spread_kernel sums
+constexpr int64_t kStagedBytes = 16 * 1024;  // of shared memory that a block fills at a time, if one channel fits
+constexpr int64_t kSharedBytes = 48 * 1024;  // that a block can have without asking
+
+// How a launch looks at the sizes: H x W positions over h x w cells, `row_chunks` threads to a column of a cell.
+struct Geometry {
+  int64_t H, W, h, w;
+  int64_t row_chunks;
+  int kernel_size;
+  int halo_height, halo_width;  // largest of all tiles
+  int staged_channels;          // channels in shared memory at a time; 0: none, threads read the map itself
+
+  int64_t tiles_y() const { return (h * row_chunks + kTileHeight - 1) / kTileHeight; }
+  int64_t tiles_x() const { return (W + kTileWidth - 1) / kTileWidth; }
+  int64_t tiles() const { return tiles_y() * tiles_x(); }
+};
+
+template <typename acc_t, int P>
+Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size) {
+  Geometry g{H, W, h, w, (max_positions(H, h) + P - 1) / P, kernel_size, 0, 0, 0};
+  int64_t cells_y = 0, cells_x = 0;
+  for (int64_t row = 0; row < h * g.row_chunks; row += kTileHeight) {
+    const int64_t last = row + kTileHeight < h * g.row_chunks ? row + kTileHeight - 1 : h * g.row_chunks - 1;
+    const int64_t cells = last / g.row_chunks - row / g.row_chunks + 1;
+    if (cells > cells_y) cells_y = cells;
+  }
+  for (int64_t x = 0; x < W; x += kTileWidth) {
+    const int64_t last = x + kTileWidth < W ? x + kTileWidth - 1 : W - 1;
+    const int64_t cells = cell_of(last, W, w) - cell_of(x, W, w) + 1;
+    if (cells > cells_x) cells_x = cells;
+  }
+  const int64_t height = cells_y + kernel_size - 1, width = cells_x + kernel_size - 1;
+  const int64_t bytes = height * width * static_cast<int64_t>(sizeof(acc_t));
+  if (bytes > kSharedBytes) return g;
+  g.halo_height = static_cast<int>(height);
+  g.halo_width = static_cast<int>(width);
+  g.staged_channels = bytes > kStagedBytes ? 1 : static_cast<int>(kStagedBytes / bytes);
+  return g;
+}
+
+// The positions of a thread and the halo of its block.
+struct Place {
+  int64_t n, y, x;         // first position
+  int rows;                // positions, downwards; may be 0
+  int64_t cell_y, cell_x;  // their cell
+  int64_t halo_y, halo_x;  // first cell of the halo, may be negative
+
+  __device__ Place(const Geometry& g, int max_rows, int64_t first_image) {
+    const int64_t tiles_x = (g.W + kTileWidth - 1) / kTileWidth;
+    const int64_t tiles_y = (g.h * g.row_chunks + kTileHeight - 1) / kTileHeight;
+    const int64_t block = blockIdx.x;
+    const int64_t row0 = block / tiles_x % tiles_y * kTileHeight, x0 = block % tiles_x * kTileWidth;
+    const int64_t row = row0 + threadIdx.x / kTileWidth;
+    n = first_image + block / tiles_x / tiles_y;
+    x = x0 + threadIdx.x % kTileWidth;
+    cell_y = row / g.row_chunks;
+    y = first_position(cell_y, g.H, g.h) + row % g.row_chunks * max_rows;
+    const int64_t left = cell_y < g.h && x < g.W ? first_position(cell_y + 1, g.H, g.h) - y : 0;
+    rows = left < 0 ? 0 : left < max_rows ? static_cast<int>(left) : max_rows;
+    cell_x = x < g.W ? cell_of(x, g.W, g.w) : 0;
+    halo_y = row0 / g.row_chunks - g.kernel_size / 2;
+    halo_x = cell_of(x0, g.W, g.w) - g.kernel_size / 2;
+  }
+};
+
+// Calls use(channel, window) for every channel of `map`, where window(ky, kx) is the value there, 0 outside the map.
+// All threads of the block take part, whether they have positions or not.
+template <int K, typename acc_t, typename scalar_t, typename Use>
+__device__ void for_each_channel(const View<const scalar_t>& map, const Geometry& g, const Place& place,
+                                 int64_t first_channel, int64_t channels, acc_t* shared, const Use& use) {
+  const int radius = g.kernel_size / 2;
+  if (K == 0 && g.staged_channels == 0) {
+    if (place.rows == 0) return;
+    for (int64_t c = 0; c < channels; ++c)
+      use(c, [&](int ky, int kx) -> acc_t {
+        const int64_t y = place.cell_y - radius + ky, x = place.cell_x - radius + kx;
+        const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
+        return inside ? static_cast<acc_t>(map.at(place.n, first_channel + c, y, x)) : acc_t(0);
+      });
+    return;
+  }
+  const int halo = g.halo_height * g.halo_width;
+  const int corner = static_cast<int>(place.cell_y - radius - place.halo_y) * g.halo_width +
+                     static_cast<int>(place.cell_x - radius - place.halo_x);
+  for (int64_t c0 = 0; c0 < channels; c0 += g.staged_channels) {
+    const int count = channels - c0 < g.staged_channels ? static_cast<int>(channels - c0) : g.staged_channels;
+    __syncthreads();  // all have used the channels before
+    for (int i = threadIdx.x; i < count * halo; i += kThreads) {
+      const int64_t y = place.halo_y + i % halo / g.halo_width, x = place.halo_x + i % halo % g.halo_width;
+      const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
+      shared[i] = inside ? static_cast<acc_t>(map.at(place.n, first_channel + c0 + i / halo, y, x)) : acc_t(0);
+    }
+    __syncthreads();
+    if (place.rows == 0) continue;
+    for (int c = 0; c < count; ++c) {
+      const acc_t* window = shared + c * halo + corner;
+      use(c0 + c, [&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
+    }
+  }
+}
+
+// K is the window's side, or 0: known at run time only, up to kMaxKernelSize.
+template <int K>
+__device__ int side(const Geometry& g) {
+  return K > 0 ? K : g.kernel_size;
+}
+
+// One number for each tap of the window of each of P positions.
+template <typename acc_t, int K, int P>
+struct Taps {
+  acc_t data[P][K > 0 ? K * K : kMaxKernelSize * kMaxKernelSize];
+};
+
+// to[p][t] = sum over channels of vector(channel, p) * map(channel, t)
+template <typename acc_t, int K, int P, typename scalar_t, typename Vector>
+__device__ void correlate(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
+                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const Vector& vector) {
+  const int S = side<K>(g);
+#pragma unroll
+  for (int p = 0; p < P; ++p)
+#pragma unroll(K > 0 ? K * K : 1)
+    for (int t = 0; t < S * S; ++t) to.data[p][t] = acc_t(0);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+    acc_t q[P];
+#pragma unroll
+    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? vector(c, p) : acc_t(0);
+#pragma unroll(K > 0 ? K : 1)
+    for (int ky = 0; ky < S; ++ky)
+#pragma unroll(K > 0 ? K : 1)
+      for (int kx = 0; kx < S; ++kx) {
+        const acc_t there = window(ky, kx);
+#pragma unroll
+        for (int p = 0; p < P; ++p) to.data[p][ky * S + kx] += q[p] * there;
+      }
+  });
+}
+
+// store(channel, p, sum over t of weights[p][t] * map(channel, t))
+template <typename acc_t, int K, int P, typename scalar_t, typename Store>
+__device__ void assemble(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
+                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights, const Store& store) {
+  const int S = side<K>(g);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+    acc_t sum[P] = {};
+#pragma unroll(K > 0 ? K : 1)
+    for (int ky = 0; ky < S; ++ky)
+#pragma unroll(K > 0 ? K : 1)
+      for (int kx = 0; kx < S; ++kx) {
+        const acc_t there = window(ky, kx);
+#pragma unroll
+        for (int p = 0; p < P; ++p) sum[p] += weights.data[p][ky * S + kx] * there;
+      }
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+      if (p < place.rows) store(c, p, sum[p]);
+  });
+}
+
+// (n, c .. c + kSpreadChannels, y, x) is one low-resolution position: it collects from the positions whose windows hold
+// it, in one order, so that no atomics are needed and results repeat.
+template <typename scalar_t, typename weight_t, typename acc_t>
+__global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
+                              View<const weight_t> weights,  // (images, groups*K*K, H, W)
+                              Geometry g, int64_t groups, int64_t first_image,
+                              View<scalar_t> grad) {  // (N, C, h, w)
+  const int64_t per_group = grad.channels / groups;
+  const int64_t blocks_per_group = (per_group + kSpreadChannels - 1) / kSpreadChannels;
+  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t x = index % g.w, y = index / g.w % g.h;
+  const int64_t channel_block = index / g.w / g.h % (groups * blocks_per_group);
+  const int64_t image = index / g.w / g.h / (groups * blocks_per_group);
+  if (image >= weights.images) return;
+  const int64_t group = channel_block / blocks_per_group;
+  const int64_t first = group * per_group + channel_block % blocks_per_group * kSpreadChannels;
+  const int64_t left = (group + 1) * per_group - first;
+  const int count = left < kSpreadChannels ? static_cast<int>(left) : kSpreadChannels;
+  const int K = g.kernel_size, radius = K / 2;
+  acc_t sum[kSpreadChannels] = {};
+  for (int64_t cell_y = y - radius; cell_y <= y + radius; ++cell_y) {
+    if (cell_y < 0 || cell_y >= g.h) continue;
+    const int64_t y_end = first_position(cell_y + 1, g.H, g.h);
+    for (int64_t cell_x = x - radius; cell_x <= x + radius; ++cell_x) {
+      if (cell_x < 0 || cell_x >= g.w) continue;
+      const int64_t x_end = first_position(cell_x + 1, g.W, g.w);
+      const int64_t tap = group * K * K + (y - cell_y + radius) * K + (x - cell_x + radius);
+      for (int64_t py = first_position(cell_y, g.H, g.h); py < y_end; ++py)
+        for (int64_t px = first_position(cell_x, g.W, g.w); px < x_end; ++px) {
+          const acc_t weight = static_cast<acc_t>(weights.at(image, tap, py, px));
+#pragma unroll
+          for (int c = 0; c < kSpreadChannels; ++c)
+            if (c < count) sum[c] += weight * static_cast<acc_t>(source.at(first_image + image, first + c, py, px));
+        }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kSpreadChannels; ++c)
+    if (c < count) grad.at(first_image + image, first + c, y, x) = static_cast<scalar_t>(sum[c]);
+}
+
+// Calls launch.run<K>(), where K is the side if a kernel is compiled for it, else 0.
+template <typename Launch>
+void for_window(int64_t kernel_size, const Launch& launch) {
+  switch (kernel_size) {
+    case 3:
+      return launch.template run<3>();
+    case 5:
+      return launch.template run<5>();
+    case 7:
+      return launch.template run<7>();
+    default:
+      return launch.template run<0>();
+  }
+}
+
+// Positions of a thread: as many as leave the taps in registers.
+template <int K>
+constexpr int positions() {
+  return K == 3 ? 4 : K == 5 ? 2 : 1;
+}
+
+template <typename acc_t>
+int64_t shared_bytes(const Geometry& g) {
+  return static_cast<int64_t>(sizeof(acc_t)) * g.staged_channels * g.halo_height * g.halo_width;
+}
+
+template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
+void spread(const View<const scalar_t>& source, const View<const weight_t>& weights, int64_t kernel_size,
+            int64_t groups, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
+  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0};
+  const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
+  const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
+  if (threads == 0) return;
+  SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), (threads + kThreads - 1) / kThreads, 0, stream, source,
+                 weights, g, groups, first_image, grad);
+}
+
+}  // namespace sapa_mm
