@@ -156,7 +156,9 @@ using sapa_mm::Sizes;
 
 extern "C" {
 FOR_TYPE(float, float, float)
+#if !defined(SAPA_MM_ONLY_FLOAT)
 FOR_TYPE(double, double, double)
 FOR_TYPE(half, cuda_on_host::Half, float)
 FOR_TYPE(bfloat16, cuda_on_host::BFloat16, float)
+#endif
 }

@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -95,16 +97,28 @@ class Narrow {
 using Half = Narrow<10, 15>;
 using BFloat16 = Narrow<7, 127>;
 
+// What a run leaves out, to see that it is missed: "FILE:LINE" of a barrier, or "atomicAdd" for all that is atomic.
+inline std::string left_out;
+
+inline void synchronize(std::string_view place) {
+  if (left_out.empty() || !place.ends_with(left_out)) processor->barrier.arrive_and_wait();
+}
+
 }  // namespace cuda_on_host
 
 template <typename T>
 void atomicAdd(T* sum, T x) {
-  std::atomic_ref<T>(*sum).fetch_add(x);
+  if (cuda_on_host::left_out == "atomicAdd")
+    *sum += x;
+  else
+    std::atomic_ref<T>(*sum).fetch_add(x);
 }
 
 #define blockIdx cuda_on_host::block_index
 #define threadIdx cuda_on_host::thread_index
-#define __syncthreads() cuda_on_host::processor->barrier.arrive_and_wait()
+#define SAPA_MM_TEXT(x) #x
+#define SAPA_MM_PLACE(file, line) file ":" SAPA_MM_TEXT(line)
+#define __syncthreads() cuda_on_host::synchronize(SAPA_MM_PLACE(__FILE__, __LINE__))
 #define SAPA_MM_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(cuda_on_host::processor->memory.data())
 #define SAPA_MM_LAUNCH(kernel, blocks, shared_bytes, stream, ...) \

@@ -247,3 +247,46 @@ def test_sampling_at_no_number(kernels):
     run(kernels, 'assemble_points', sizes, maps, weights, key, offset, out)
     assert scores.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 1, 3, 3]]
     assert sorted(set(map(tuple, out.isnan().nonzero()[:, 2:].tolist()))) == [(1, 2), (3, 3)]
+
+
+@pytest.fixture(scope='module')
+def races(tmp_path_factory):
+    """Runs all kernels under ThreadSanitizer, without what is ``left_out``, and gives the number of races it saw."""
+    path = tmp_path_factory.mktemp('cuda_on_host_races') / 'races'
+    source = SOURCE.with_name('cuda_on_host_races.cpp')
+    try:
+        compile_with(['-O1', '-g', '-fsanitize=thread'], source, path)
+    except AssertionError as error:
+        if 'tsan' not in str(error):
+            raise
+        pytest.skip('the compiler has no ThreadSanitizer')
+
+    def run(left_out=''):
+        options = 'exitcode=66 halt_on_error=' + ('1' if left_out else '0')
+        command = [str(path), left_out]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'TSAN_OPTIONS': options})
+        if 'unexpected memory mapping' in done.stderr:
+            pytest.skip('ThreadSanitizer does not run on this kernel')
+        count = done.stderr.count('WARNING: ThreadSanitizer: data race')
+        assert done.returncode == (66 if count else 0), done.stderr[-3000:]
+        return count
+
+    return run
+
+
+def barriers():
+    """FILE:LINE of every barrier in the kernels."""
+    for path in sorted((ROOT / 'ops' / 'cuda').glob('*.cuh')):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if '__syncthreads()' in line:
+                yield f'/{path.name}:{number}'
+
+
+def test_no_races(races):
+    assert races() == 0
+
+
+@pytest.mark.parametrize('left_out', [*barriers(), 'atomicAdd'])
+def test_each_barrier_and_the_atomics_are_needed(races, left_out):
+    """Without it there is a race, so the program above would have seen that it is missing."""
+    assert races(left_out) > 0
