@@ -138,7 +138,7 @@ def shrink(cfg):
         model.data_preprocessor.pad_size_divisor = 32 if model.type == 'PanopticFPN' else 1
         return
     model.data_preprocessor.size = (HEIGHT, WIDTH)
-    if model.backbone.type == 'MixVisionTransformer':
+    if model.backbone.type in ('MixVisionTransformer', 'sapa_mm.MixVisionTransformer'):
         model.backbone.num_layers = [1, 1, 1, 1]
         return
     if model.backbone.type == 'sapa_mm.SegNetEncoder':
