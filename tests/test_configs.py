@@ -44,6 +44,13 @@ VARIANTS = {
     'dysample': ('DySample', dict(dyscope=False)),
     'dysample-plus': ('DySample', dict(dyscope=True)),
 }
+# Rows of published tables that differ from another row in an option, or in the places.
+ROWS = {
+    'carafe-neck': ('CARAFE', {}),
+    'fade-ungated': ('FADE', {}),
+    'sapa-b-d64': ('SAPA', dict(similarity='bilinear')),
+    'sapa-g-shared': ('SAPA', dict(similarity='gated', shared_gate=True)),
+}
 
 # How many upsamplers a model has; a pyramid with a level of stride 64 one more.
 STEPS = {
@@ -89,7 +96,7 @@ def algorithm(config):
 def variant_of(name):
     """The upsampler that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
     name = name.replace('fpn-stride64-', 'fpn-')
-    named = [variant for variant in VARIANTS if f'_{variant}_' in name or f'fpn-{variant}_' in name]
+    named = [variant for variant in (*VARIANTS, *ROWS) if f'_{variant}_' in name or f'fpn-{variant}_' in name]
     assert len(named) <= 1, name
     return named[0] if named else None
 
@@ -98,16 +105,24 @@ def test_there_are_configs():
     """The models of the published tables and the two small data sets, each with its baseline."""
     names = [Path(config).name for config in CONFIGS]
     ours = {'sapa-i', 'sapa-b', 'sapa-g'}
+    in_table = {'deconv', 'pixel-shuffle', 'carafe', 'indexnet', 'a2u', 'fade', 'sapa-b', 'dysample', 'dysample-plus'}
     not_in_upernet = {'nearest', 'bilinear', 'fade-lite', 'sapa-g', 'dysample', 'dysample-plus'}
     for model, baseline, variants in (
-        ('segformer_mit-b1', 'ade20k-512x512', set(VARIANTS) - {'nearest', 'bilinear', 'dysample', 'dysample-plus'}),
+        (
+            'segformer_mit-b1',
+            'ade20k-512x512',
+            {*VARIANTS, 'fade-ungated', 'sapa-b-d64', 'sapa-g-shared'} - {'bilinear'},
+        ),
         ('mask2former_swin-b', 'ade20k-640x640', ours),
-        ('maskformer_swin-b', 'ade20k-640x640', {'carafe', 'indexnet', 'a2u'} | ours),
+        ('maskformer_swin-b', 'ade20k-640x640', {'carafe', 'indexnet', 'a2u', 'dysample'} | ours),
         ('upernet_r50', 'ade20k-512x512', set(VARIANTS) - not_in_upernet),
         ('upernet_r101', 'ade20k-512x512', {'sapa-d'}),
         ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'sapa-d', 'dysample-plus'}),
-        ('mask-rcnn_r50_fpn-stride64', '1x_coco', {'dysample', 'dysample-plus'}),
-        ('panoptic-fpn_r50_fpn', '1x_coco', {'dysample', 'dysample-plus'}),
+        ('faster-rcnn_r50_fpn-stride64', '1x_coco', set(VARIANTS) - {'nearest', 'bilinear', 'fade-lite'}),
+        ('mask-rcnn_r50_fpn-stride64', '1x_coco', {'carafe-neck'} | in_table),
+        ('mask-rcnn_r101_fpn-stride64', '1x_coco', {'dysample-plus'}),
+        ('panoptic-fpn_r50_fpn', '1x_coco', in_table),
+        ('panoptic-fpn_r101_fpn', '1x_coco', {'dysample-plus'}),
         ('segnet_vgg16-bn', 'sunrgbd', {'carafe', 'indexnet', 'a2u'} | ours),
         ('segnet_vgg16-bn-w16', 'camvid', {'sapa-g'}),
         ('mask-rcnn_r18', 'demo', {'sapa-g'}),
@@ -312,10 +327,16 @@ def test_upsamplers(built):
     in_mask_head = 'upsample_cfg' in cfg.model.get('roi_head', {}).get('mask_head', {})
     steps = STEPS[algorithm(path)] + ('stride64' in path.name) + in_mask_head
     variant = variant_of(path.name)
-    kind, options = VARIANTS[variant] if variant else (None, {})
+    kind, options = {**VARIANTS, **ROWS}[variant] if variant else (None, {})
     assert [type(u).__name__ for u in upsamplers] == [kind] * (steps if variant else 0)
     for upsampler in upsamplers:
         assert {name: getattr(upsampler, name) for name in options} == options
+        if kind == 'FADE':  # the gate as in the published table of this model
+            assert hasattr(upsampler, 'gate_generator') == (variant == 'fade' and algorithm(path) == 'segformer')
+        if kind == 'SAPA':
+            assert upsampler.shared_gate == (variant == 'sapa-g-shared')
+            widths = [module.out_channels for name, module in upsampler.named_children() if name == 'k']
+            assert widths in ([], [64 if variant == 'sapa-b-d64' else 32])
         fresh = deepcopy(upsampler)
         fresh.reset_parameters()
         for (name, x), y in zip(upsampler.named_parameters(), fresh.parameters()):

@@ -46,6 +46,7 @@ UPSAMPLERS = {
     'A2U': dict(type='sapa_mm.A2U'),
     'A2U, both branches': dict(type='sapa_mm.A2U', downsample=True),
     'FADE': dict(type='sapa_mm.FADE'),
+    'FADE, no gate': dict(type='sapa_mm.FADE', gating=False),
     'FADE-Lite': dict(type='sapa_mm.FADELite'),
     'SAPA-I': sapa(similarity='inner'),
     'SAPA-B': sapa(similarity='bilinear'),
@@ -219,6 +220,7 @@ WHOLE = [
     Whole('Faster R-CNN R50, four steps', FASTER_RCNN_64, '46.8M', trainable=True),
     Whole('Faster R-CNN R101, four steps', FASTER_RCNN_64.replace('r50', 'r101'), '65.8M', trainable=True),
     Whole('Panoptic FPN R50', PANOPTIC_FPN, '46.0M'),
+    Whole('Panoptic FPN R101', PANOPTIC_FPN.replace('r50', 'r101'), '65.0M'),
 ]  # fmt: skip
 
 

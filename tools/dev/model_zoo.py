@@ -52,8 +52,13 @@ def upsampler_of(model: dict) -> str | None:
             kind = value['type'].removeprefix('sapa_mm.')
             if kind == 'SAPA':
                 kind = value.get('similarity', 'gated')
-            plus = '+' if value.get('dyscope') else ''
-            return NAMES.get(kind, kind) + plus
+            return (
+                NAMES.get(kind, kind)
+                + ('+' if value.get('dyscope') else '')
+                + (', no gate' if value.get('gating') is False else '')
+                + (', shared gate' if value.get('gate') == 'shared' else '')
+                + (f', d={value["embed_dims"]}' if 'embed_dims' in value else '')
+            )
         if isinstance(value, dict) and (found := upsampler_of(value)):
             return found
     return None
