@@ -19,39 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sapa_mm.upsamplers import BaseUpsampler
+from sapa_mm.upsamplers import SAPA, VARIANTS, BaseUpsampler
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.relative_to(ROOT).parts
 )
 HEIGHT, WIDTH = 65, 97
-# How a config names its upsampler: type, and what sets variants of one type apart.
-VARIANTS = {
-    'nearest': ('Nearest', {}),
-    'bilinear': ('Bilinear', {}),
-    'deconv': ('Deconv', {}),
-    'pixel-shuffle': ('PixelShuffle', {}),
-    'carafe': ('CARAFE', {}),
-    'indexnet': ('IndexNet', {}),
-    'a2u': ('A2U', {}),
-    'fade': ('FADE', {}),
-    'fade-lite': ('FADELite', {}),
-    'sapa-i': ('SAPA', dict(similarity='inner')),
-    'sapa-b': ('SAPA', dict(similarity='bilinear')),
-    'sapa-g': ('SAPA', dict(similarity='gated')),
-    'sapa-d': ('SAPADeform', {}),
-    'dysample': ('DySample', dict(dyscope=False)),
-    'dysample-plus': ('DySample', dict(dyscope=True)),
-}
-# Rows of published tables that differ from another row in an option, or in the places.
-ROWS = {
-    'carafe-neck': ('CARAFE', {}),
-    'fade-ungated': ('FADE', {}),
-    'sapa-b-d64': ('SAPA', dict(similarity='bilinear')),
-    'sapa-g-shared': ('SAPA', dict(similarity='gated', shared_gate=True)),
-}
-
+# Rows of published tables that differ from a variant in an option or in the places: what the upsampler is then.
+ROWS = {'CARAFE-neck': 'CARAFE', 'FADE-ungated': 'FADE', 'SAPA-B-d64': 'SAPA-B', 'SAPA-G-shared': 'SAPA-G'}
 # How many upsamplers a model has; a pyramid with a level of stride 64 one more.
 STEPS = {
     'faster-rcnn': 3,
@@ -94,43 +70,58 @@ def algorithm(config):
 
 
 def variant_of(name):
-    """The upsampler that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
-    name = name.replace('fpn-stride64-', 'fpn-')
-    named = [variant for variant in (*VARIANTS, *ROWS) if f'_{variant}_' in name or f'fpn-{variant}_' in name]
+    """The variant that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
+
+    def short(text):
+        return text.lower().replace('-', '').replace('+', 'plus')
+
+    name = short(name.replace('fpn-stride64-', 'fpn-'))
+    variants = (*VARIANTS, *ROWS)
+    named = [variant for variant in variants if f'_{short(variant)}_' in name or f'fpn{short(variant)}_' in name]
     assert len(named) <= 1, name
     return named[0] if named else None
+
+
+def is_variant(upsampler, variant):
+    options = dict(VARIANTS[variant])
+    kind = options.pop('type')
+    return kind == f'sapa_mm.{type(upsampler).__name__}' and all(
+        getattr(upsampler, name) == value for name, value in options.items()
+    )
 
 
 def test_there_are_configs():
     """The models of the published tables and the two small data sets, each with its baseline."""
     names = [Path(config).name for config in CONFIGS]
-    ours = {'sapa-i', 'sapa-b', 'sapa-g'}
-    in_table = {'deconv', 'pixel-shuffle', 'carafe', 'indexnet', 'a2u', 'fade', 'sapa-b', 'dysample', 'dysample-plus'}
-    not_in_upernet = {'nearest', 'bilinear', 'fade-lite', 'sapa-g', 'dysample', 'dysample-plus'}
+    ours = {'SAPA-I', 'SAPA-B', 'SAPA-G'}
+    others = {'CARAFE', 'IndexNet', 'A2U'}
+    of_sapa_d = {'Deconv', 'PixelShuffle', 'FADE', 'SAPA-D'}
+    plus = {'DySample', 'DySample+'}
+    in_table = {'SAPA-B', 'Deconv', 'PixelShuffle', 'FADE'} | others | plus
     for model, baseline, variants in (
         (
             'segformer_mit-b1',
             'ade20k-512x512',
-            {*VARIANTS, 'fade-ungated', 'sapa-b-d64', 'sapa-g-shared'} - {'bilinear'},
+            ours | others | of_sapa_d | plus | {'FADE-Lite', 'Nearest'} | set(ROWS) - {'CARAFE-neck'},
         ),
         ('mask2former_swin-b', 'ade20k-640x640', ours),
-        ('maskformer_swin-b', 'ade20k-640x640', {'carafe', 'indexnet', 'a2u', 'dysample'} | ours),
-        ('upernet_r50', 'ade20k-512x512', set(VARIANTS) - not_in_upernet),
-        ('upernet_r101', 'ade20k-512x512', {'sapa-d'}),
-        ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'sapa-d', 'dysample-plus'}),
-        ('faster-rcnn_r50_fpn-stride64', '1x_coco', set(VARIANTS) - {'nearest', 'bilinear', 'fade-lite'}),
-        ('mask-rcnn_r50_fpn-stride64', '1x_coco', {'carafe-neck'} | in_table),
-        ('mask-rcnn_r101_fpn-stride64', '1x_coco', {'dysample-plus'}),
+        ('maskformer_swin-b', 'ade20k-640x640', ours | others | {'DySample'}),
+        ('upernet_r50', 'ade20k-512x512', {'SAPA-I', 'SAPA-B'} | others | of_sapa_d),
+        ('upernet_r101', 'ade20k-512x512', {'SAPA-D'}),
+        ('faster-rcnn_r50_fpn', '1x_coco', ours | others | of_sapa_d | plus),
+        ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'SAPA-D', 'DySample+'}),
+        ('faster-rcnn_r50_fpn-stride64', '1x_coco', ours | others | of_sapa_d | plus),
+        ('mask-rcnn_r50_fpn-stride64', '1x_coco', in_table | {'CARAFE-neck'}),
+        ('mask-rcnn_r101_fpn-stride64', '1x_coco', {'DySample+'}),
         ('panoptic-fpn_r50_fpn', '1x_coco', in_table),
-        ('panoptic-fpn_r101_fpn', '1x_coco', {'dysample-plus'}),
-        ('segnet_vgg16-bn', 'sunrgbd', {'carafe', 'indexnet', 'a2u'} | ours),
-        ('segnet_vgg16-bn-w16', 'camvid', {'sapa-g'}),
-        ('mask-rcnn_r18', 'demo', {'sapa-g'}),
-        ('panoptic-fpn_r18', 'demo', {'sapa-g'}),
-        ('faster-rcnn_r50_fpn', '1x_coco', set(VARIANTS) - {'nearest', 'bilinear', 'fade-lite'}),
-        ('segformer_mit-b0', 'camvid', {'sapa-g'}),
-        ('faster-rcnn_r18', 'bccd', {'sapa-g'}),
-        ('segformer_mit-b0', 'demo', {'sapa-g'}),
+        ('panoptic-fpn_r101_fpn', '1x_coco', {'DySample+'}),
+        ('segnet_vgg16-bn', 'sunrgbd', ours | others),
+        ('segnet_vgg16-bn-w16', 'camvid', {'SAPA-G'}),
+        ('segformer_mit-b0', 'camvid', {'SAPA-G'}),
+        ('faster-rcnn_r18', 'bccd', {'SAPA-G'}),
+        ('segformer_mit-b0', 'demo', {'SAPA-G'}),
+        ('mask-rcnn_r18', 'demo', {'SAPA-G'}),
+        ('panoptic-fpn_r18', 'demo', {'SAPA-G'}),
     ):
         family = [variant_of(name) for name in names if name.startswith(model) and baseline in name]
         assert {None, *variants} <= set(family), (model, baseline)
@@ -171,14 +162,9 @@ def test_options_of_the_readmes(folder, build_with_options):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_every_variant_by_options(variant, build_with_options):
-    kind, options = VARIANTS[variant]
-    key = 'model.decode_head.upsample_cfg'
-    options = {'type': f'sapa_mm.{kind}', **options}
-    given = [f'{key}.{name}={value}' for name, value in options.items()]
+    given = [f'model.decode_head.upsample_cfg.{name}={value}' for name, value in VARIANTS[variant].items()]
     upsamplers = build_with_options('configs/demo/segformer_mit-b0_demo.py', '--cfg-options', *given)
-    assert [type(u).__name__ for u in upsamplers] == [kind] * STEPS['segformer']
-    del options['type']
-    assert all(getattr(u, name) == value for u in upsamplers for name, value in options.items())
+    assert len(upsamplers) == STEPS['segformer'] and all(is_variant(u, variant) for u in upsamplers)
 
 
 def test_options_of_another_type_are_refused(build_with_options):
@@ -327,16 +313,15 @@ def test_upsamplers(built):
     in_mask_head = 'upsample_cfg' in cfg.model.get('roi_head', {}).get('mask_head', {})
     steps = STEPS[algorithm(path)] + ('stride64' in path.name) + in_mask_head
     variant = variant_of(path.name)
-    kind, options = {**VARIANTS, **ROWS}[variant] if variant else (None, {})
-    assert [type(u).__name__ for u in upsamplers] == [kind] * (steps if variant else 0)
+    assert len(upsamplers) == (steps if variant else 0)
     for upsampler in upsamplers:
-        assert {name: getattr(upsampler, name) for name in options} == options
-        if kind == 'FADE':  # the gate as in the published table of this model
-            assert hasattr(upsampler, 'gate_generator') == (variant == 'fade' and algorithm(path) == 'segformer')
-        if kind == 'SAPA':
-            assert upsampler.shared_gate == (variant == 'sapa-g-shared')
-            widths = [module.out_channels for name, module in upsampler.named_children() if name == 'k']
-            assert widths in ([], [64 if variant == 'sapa-b-d64' else 32])
+        assert is_variant(upsampler, ROWS.get(variant, variant))
+        if 'FADE' in variant:  # with the gate where the published table has it
+            gated = variant == 'FADE-Lite' or (variant == 'FADE' and algorithm(path) == 'segformer')
+            assert hasattr(upsampler, 'gate_generator') == gated
+        if type(upsampler) is SAPA:
+            assert upsampler.shared_gate == (variant == 'SAPA-G-shared')
+            assert not hasattr(upsampler, 'k') or upsampler.k.out_channels == (64 if variant == 'SAPA-B-d64' else 32)
         fresh = deepcopy(upsampler)
         fresh.reset_parameters()
         for (name, x), y in zip(upsampler.named_parameters(), fresh.parameters()):
