@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command-line tools, run as a user runs them, on a data set of a few pictures."""
 
+import fcntl
+import importlib
+import json
 import os
 import signal
 import subprocess
@@ -373,3 +376,185 @@ def test_demo(tmp_path):
     assert 'untrained' in done.stdout and 'after 2 iterations' in done.stdout
     picture = cv2.imread(str(tmp_path / 'work_dirs' / 'demo' / 'demo.png'))
     assert picture.shape[0] > 300 and picture.std() > 20
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Import a tool and call its ``main`` with arguments; what it fails with is one line."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def call(name, *args):
+        monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, args)])
+        importlib.import_module(name).main()
+
+    return call
+
+
+def fails(tool, capsys, name, *args):
+    with pytest.raises(SystemExit) as end:
+        tool(name, *args)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.startswith('error: ') and message.count('\n') == 1, message
+    return message
+
+
+def test_draw_features(config, trained, tmp_path):
+    """Every file is written, for models with and without kernels; of two with one name, both."""
+    other = tmp_path / 'tiny.py'
+    other.write_text(
+        f"_base_ = '{config}'\n"
+        "model = dict(decode_head=dict(upsample_cfg=dict(_delete_=True, type='sapa_mm.Bilinear')))\n"
+    )
+    picture, checkpoint = config.parent / 'data/images/0.png', trained / 'iter_40.pth'
+    out = run(
+        'draw_features.py', config, checkpoint, picture, '--compare', other, checkpoint, '--out', tmp_path / 'out',
+        '--points', '10,20', '--neighbour', '0', '-1',
+    )  # fmt: skip
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names == {
+        'tiny_stages.png', 'tiny_2_stages.png', 'predictions.png', 'upsampled.png',
+        *(f'tiny_kernels_{n}.png' for n in range(6)),
+    }  # fmt: skip
+    for name in names:
+        assert str(tmp_path / 'out' / name) in out
+        assert cv2.imread(str(tmp_path / 'out' / name)).std() > 10, name
+
+
+def test_draw_features_refuses(config, trained, tmp_path, tool, capsys):
+    picture, checkpoint = config.parent / 'data/images/0.png', trained / 'iter_40.pth'
+    text = tmp_path / 'text.png'
+    text.write_text('no picture')
+    bare = ['--cfg-options', 'model.decode_head.upsample_cfg=None']
+    draw = ['draw_features']
+    assert 'there is no checkpoint' in fails(tool, capsys, *draw, config, tmp_path / 'x.pth', picture)
+    assert 'there is no config file' in fails(tool, capsys, *draw, tmp_path / 'x.py', checkpoint, picture)
+    assert 'there is no picture' in fails(tool, capsys, *draw, config, checkpoint, tmp_path / 'x.png')
+    assert 'cannot be read as a picture' in fails(tool, capsys, *draw, config, checkpoint, text)
+    assert 'has no upsample_cfg' in fails(tool, capsys, *draw, config, checkpoint, picture, *bare)
+    message = fails(tool, capsys, *draw, config, checkpoint, picture, '--points', '48,0')
+    assert 'the point 48,0 lies outside the picture of 48 x 48 pixels' in message
+    with pytest.raises(SystemExit):
+        tool(*draw, config, checkpoint, picture, '--compare', config)
+    assert 'takes a checkpoint for each config' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool(*draw, config, checkpoint, picture, '--points', '4')
+    assert 'a point is Y,X in pixels' in capsys.readouterr().err
+
+
+def test_draw_features_hook(config, tmp_path):
+    """During training, at each validation, through the Visualizer."""
+    with_hook = tmp_path / 'hook.py'
+    with_hook.write_text(f"_base_ = '{config}'\ncustom_hooks = [dict(type='sapa_mm.DrawFeaturesHook')]\n")
+    run(
+        'train.py', with_hook, '--work-dir', tmp_path / 'work',
+        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=2',
+    )  # fmt: skip
+    written = {path.name: path for path in tmp_path.rglob('vis_image/*.png')}
+    assert set(written) == {f'{kind}_{step}.png' for kind in ('features', 'kernels') for step in (2, 4)}
+    assert all(cv2.imread(str(path)).std() > 10 for path in written.values())
+    out = run(
+        'train.py', with_hook, '--work-dir', tmp_path / 'bare',
+        '--cfg-options', 'model.decode_head.upsample_cfg=None', status=1,
+    )  # fmt: skip
+    assert 'the model has no upsampler to look into' in out and 'Iter(train)' not in out
+
+
+@pytest.fixture
+def ablate(tool):
+    return importlib.import_module('ablate')
+
+
+def test_ablate_has_the_paper_s_cells(ablate):
+    """Table 4, in its order: normalisations with G, kernel size and width with B, 12 runs for 15 cells."""
+    assert [(cell.setting, cell.paper) for cell in ablate.CELLS] == [
+        ('I', 43.1), ('B', 43.2), ('P', 43.2), ('G', 44.4),
+        ('exp', 44.4), ('relu', 42.2), ('sigmoid', 43.5), ('softplus', 43.3),
+        ('3', 43.1), ('5', 43.2), ('7', 42.5), ('16', 43.0), ('32', 43.4), ('64', 43.2), ('128', 43.4),
+    ]  # fmt: skip
+    options = [tuple(cell.options.values()) for cell in ablate.CELLS]
+    fixed = ('softmax', 5, 64)
+    assert options == [
+        *((s, *fixed) for s in ('inner', 'bilinear', 'plain', 'gated')),
+        *(('gated', n, 5, 64) for n in ('softmax', 'relu', 'sigmoid', 'softplus')),
+        *(('bilinear', 'softmax', k, 64) for k in (3, 5, 7)),
+        *(('bilinear', 'softmax', 5, d) for d in (16, 32, 64, 128)),
+    ]
+    runs = {cell.run for cell in ablate.CELLS}
+    assert len(runs) == len(set(options)) == 12
+    assert list(ablate.CELLS[0].options) == ['similarity', 'normalization', 'kernel_size', 'embed_dims']
+
+
+def test_ablate_goes_on_where_it_was(config, tmp_path, tool, ablate, monkeypatch, capsys):
+    """Killed in its third run: the first two are kept, the third resumes, nothing runs twice."""
+    calls = []
+
+    def run_tool(lock, name, log, path, *args):
+        assert '--resume' in args or name == 'test.py'
+        calls.append((name, path.stem))
+        folder = path.with_suffix('')
+        if name == 'train.py':
+            (folder / 'iter_4.pth').touch()
+            (folder / 'last_checkpoint').write_text(str(folder / 'iter_4.pth'))
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+        else:
+            assert args[0] == folder / 'iter_4.pth'
+            (folder / 'test' / 'now').mkdir(parents=True)
+            (folder / 'test' / 'now' / 'now.json').write_text(f'{{"mIoU": {len(calls)}.5}}')
+
+    monkeypatch.setattr(ablate, 'run_tool', run_tool)
+    arguments = ['ablate', config, '--work-dir', tmp_path / 'ablation']
+    with pytest.raises(KeyboardInterrupt):
+        tool(*arguments)
+    tool(*arguments)
+    runs = list(dict.fromkeys(cell.run for cell in ablate.CELLS))
+    expected = [(name, run) for run in runs for name in ('train.py', 'test.py')]
+    assert calls == [*expected[:5], *expected[4:]]
+    printed = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in printed if line.startswith('| ')][1:]
+    assert [row[1] for row in rows] == [cell.setting for cell in ablate.CELLS]
+    assert [rows[i][2] for i in (0, 1, 2, 3, 4, 9, 13)] == ['2.50', '4.50', '7.50', '9.50', '9.50', '4.50', '4.50']
+    before = len(calls)
+    tool(*arguments)
+    assert len(calls) == before and 'embedding width (B)' in capsys.readouterr().out
+
+    from mmengine.config import Config
+
+    written = Config.fromfile(tmp_path / 'ablation' / f'{runs[4]}.py')
+    assert written.model.decode_head.upsample_cfg.to_dict() == {
+        'type': 'sapa_mm.SAPA', 'similarity': 'gated', 'embed_dims': 64, 'kernel_size': 5, 'normalization': 'relu',
+    }  # fmt: skip
+
+
+def test_ablate_refuses(config, tmp_path, tool, ablate, monkeypatch, capsys):
+    folder = tmp_path / 'ablation'
+    arguments = ['ablate', config, '--work-dir', folder, '--dry-run']
+    bare = ['--cfg-options', 'model.decode_head.upsample_cfg=None']
+    assert 'has no upsample_cfg' in fails(tool, capsys, *arguments, *bare)
+    assert 'there is no config file' in fails(tool, capsys, 'ablate', tmp_path / 'x.py')
+    data = ['--cfg-options', 'train_dataloader.dataset.data_root=/no/such/place']
+    assert '/no/such/place' in fails(tool, capsys, *arguments, *data)
+    assert not folder.exists()
+    tool(*arguments)
+    other = ['--cfg-options', 'train_cfg.max_iters=3']
+    assert 'is of another config or other options' in fails(tool, capsys, *arguments, *other)
+    with (folder / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert 'is in use' in fails(tool, capsys, *arguments)
+    (folder / 'broken').mkdir()
+    monkeypatch.setattr(ablate, 'CELLS', ablate.CELLS[:1])
+    broken_options = ['--cfg-options', 'model.decode_head.num_classes=None']
+    message = fails(tool, capsys, 'ablate', config, '--work-dir', folder / 'broken', *broken_options)
+    assert 'train.py ended with status 1' in message and 'train.log' in message
+
+
+def test_ablate_trains_and_tests(config, tmp_path, tool, ablate, monkeypatch, capsys):
+    """One run of the real tools, for the two cells that share it."""
+    monkeypatch.setattr(ablate, 'CELLS', [cell for cell in ablate.CELLS if cell.run == ablate.CELLS[3].run])
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    tool('ablate', config, '--work-dir', tmp_path / 'ablation', '--cfg-options', 'train_cfg.max_iters=4')
+    (result,) = tmp_path.rglob('result.json')
+    result = json.loads(result.read_text())
+    assert result['checkpoint'] == 'iter_4.pth' and 0 < result['mIoU'] < 100
+    printed = capsys.readouterr().out
+    assert printed.count(f'{result["mIoU"]:.2f} |') == 2

@@ -33,7 +33,8 @@ custom_keys.update(
     }
 )
 custom_keys.update({f'backbone.stages.{stage}.downsample.norm': backbone_embed_multi for stage in range(3)})
-# bfloat16, not float16: the losses of Mask2Former are known to become NaN in float16
+# bfloat16, not float16: the losses of Mask2Former are known to become NaN in float16. The pixel decoder, and with it
+# the upsampler, works in float32 all the same, as published.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     dtype='bfloat16',
@@ -41,5 +42,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=0.01, norm_type=2),
     paramwise_cfg=dict(custom_keys=custom_keys, norm_decay_mult=0.0),
 )
-param_scheduler = [dict(type='PolyLR', eta_min=0, power=0.9, by_epoch=False, begin=0, end=160000)]
-default_hooks = dict(checkpoint=dict(save_best='mIoU'))
+param_scheduler = [dict(type='PolyLR', eta_min=0, power=0.9, by_epoch=False, begin=0, end=160001)]
+train_cfg = dict(val_interval=5000)
+default_hooks = dict(checkpoint=dict(interval=5000, save_best='mIoU'))

@@ -21,8 +21,10 @@ optim_wrapper = dict(
         custom_keys={'relative_position_bias_table': no_decay, 'query_embed': no_decay}, norm_decay_mult=0.0
     ),
 )
+# Poly decay from iteration 0, times the warm-up, as published; both reach their end value one step before `end`.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False, begin=1500, end=160000),
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
+    dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False, begin=0, end=160001),
 ]
-default_hooks = dict(checkpoint=dict(save_best='mIoU'))
+train_cfg = dict(val_interval=5000)
+default_hooks = dict(checkpoint=dict(interval=5000, save_best='mIoU'))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks for mmengine's Runner."""
 
+from .draw_features_hook import DrawFeaturesHook
 from .exact_resume_hook import ExactResumeHook
 
-__all__ = ['ExactResumeHook']
+__all__ = ['DrawFeaturesHook', 'ExactResumeHook']

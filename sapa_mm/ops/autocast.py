@@ -43,3 +43,18 @@ def autocast_inputs(function):
             return function(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
     return wrapper
+
+
+def outside_autocast(forward):
+    """Of a module that takes a list of maps first: run it with autocast off, maps of half precision as float32."""
+
+    @functools.wraps(forward)
+    def wrapper(self, maps, *args, **kwargs):
+        device = maps[0].device.type
+        if device not in ('cpu', 'cuda') or not _is_enabled(device):
+            return forward(self, maps, *args, **kwargs)
+        maps = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in maps]
+        with torch.autocast(device, enabled=False):
+            return forward(self, maps, *args, **kwargs)
+
+    return wrapper

@@ -6,6 +6,7 @@ from mmdet.models.layers import MSDeformAttnPixelDecoder
 from mmengine.model import ModuleList
 from torch import Tensor
 
+from ..ops.autocast import outside_autocast
 from ..registry import MODELS
 from ..upsamplers import build_upsampler
 
@@ -15,7 +16,8 @@ class GuidedMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
     """MSDeformAttnPixelDecoder of mmdet with an upsampler at every step below the transformer encoder.
 
     ``lateral + upsampler(out, lateral)`` replaces the addition of the bilinearly resized map: one step, stride 8 to
-    4, in the published model. All other parameters have the names of the parent, whose checkpoints load.
+    4, in the published model. All other parameters have the names of the parent, whose checkpoints load. Inside
+    autocast it works in float32, as the published decoder does.
 
     Args:
         upsample_cfg (dict, optional): Config of an upsampler, such as ``dict(type='sapa_mm.SAPA')``, which gets its
@@ -39,6 +41,7 @@ class GuidedMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
         if self.upsamplers is not None:
             self.upsamplers.init_weights()
 
+    @outside_autocast
     def forward(self, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode.
 

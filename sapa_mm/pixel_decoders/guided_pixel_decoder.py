@@ -5,10 +5,11 @@ from abc import ABCMeta
 
 import torch
 from mmdet.models.layers import PixelDecoder, TransformerEncoderPixelDecoder
-from mmengine.model import ModuleList
+from mmengine.model import ModuleList, caffe2_xavier_init
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.autocast import outside_autocast
 from ..registry import MODELS
 from ..upsamplers import build_upsampler
 
@@ -24,11 +25,18 @@ class _GuidedPath:
             self.upsamplers = ModuleList(build_upsampler(upsample_cfg, channels, channels) for _ in self.lateral_convs)
 
     def init_weights(self) -> None:
-        """Initialise as the parent, and the upsamplers by their own rule."""
+        """Initialise as the parent means to, and the upsamplers by their own rule."""
         super().init_weights()
+        # Of the convolutions that are initialised alike in the published decoder, the parent's loop stops before the
+        # last pair, and its call for the coarsest level gets a ConvModule, whose weight it does not find.
+        left_out = [*self.lateral_convs[-1:], *self.output_convs[-1:], self.last_feat_conv]
+        for conv in left_out:
+            if conv is not None:  # the transformer encoder replaces that of the coarsest level
+                caffe2_xavier_init(conv.conv, bias=0)
         if self.upsamplers is not None:
             self.upsamplers.init_weights()
 
+    @outside_autocast
     def forward(self, feats: list[Tensor], batch_img_metas: list[dict]) -> tuple[Tensor, Tensor]:
         """Decode.
 
@@ -69,7 +77,8 @@ class GuidedPixelDecoder(_GuidedPath, PixelDecoder, metaclass=_EqualsParent):
     """PixelDecoder of mmdet with an upsampler at every top-down step.
 
     ``lateral + upsamplers[i](y, lateral)`` replaces the addition of the interpolated map: three steps, stride 32 to 4,
-    in the published model. All other parameters have the names of the parent, whose checkpoints load.
+    in the published model. All other parameters have the names of the parent, whose checkpoints load. Inside autocast
+    it works in float32, as the published decoder does.
 
     Args:
         *args, **kwargs: As the parent.

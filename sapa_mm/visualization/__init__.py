@@ -2,5 +2,25 @@
 """Pictures of what the upsamplers do."""
 
 from .affiliation import draw_affiliation
+from .features import (
+    Recording,
+    Stage,
+    choose_points,
+    draw_row,
+    draw_stages,
+    draw_upsampled,
+    record_upsamplers,
+    rgb_of,
+)
 
-__all__ = ['draw_affiliation']
+__all__ = [
+    'Recording',
+    'Stage',
+    'choose_points',
+    'draw_affiliation',
+    'draw_row',
+    'draw_stages',
+    'draw_upsampled',
+    'record_upsamplers',
+    'rgb_of',
+]

@@ -155,6 +155,19 @@ def test_init_weights():
     assert (ours['upsamplers.0.norm_x.weight'] == 1).all()
 
 
+@pytest.mark.parametrize('upsample_cfg', [None, SAPA], ids=['interpolation', 'SAPA'])
+def test_float32_inside_autocast(upsample_cfg):
+    """As published: what a backbone in bfloat16 gives is decoded in float32, bit for bit."""
+    decoder = build(upsample_cfg=upsample_cfg)
+    inputs = [x.bfloat16() for x in levels()]
+    expected = decoder([x.float() for x in inputs])
+    with torch.autocast('cpu', torch.bfloat16):
+        result = decoder(inputs)
+        assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.bfloat16  # on again
+    assert result[0].dtype == torch.float32
+    assert_equal(result, expected)
+
+
 @pytest.mark.parametrize(
     'upsample_cfg, error, message',
     [

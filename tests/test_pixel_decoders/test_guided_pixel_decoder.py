@@ -134,7 +134,7 @@ def test_every_parameter_gets_a_gradient(kinds, similarity):
 
 
 def test_init_weights(kinds):
-    """The parent's rules for its own layers, the published ones for the upsamplers."""
+    """The published rules: one uniform distribution for the path, whose last pair and first step the parent forgets."""
     parent, child, options = kinds
     parent, child = build(parent, options), build(child, options, upsample_cfg=dict(SAPA, embed_dims=64))
     for decoder in (parent, child):
@@ -143,11 +143,34 @@ def test_init_weights(kinds):
         torch.manual_seed(3)
         decoder.init_weights()
     theirs, ours = parent.state_dict(), child.state_dict()
-    assert theirs['mask_feature.weight'].mean() < 0.5
-    assert all(torch.equal(x, ours[name]) for name, x in theirs.items())
+    path = [*child.lateral_convs, *child.output_convs]
+    if child.last_feat_conv is not None:
+        path.append(child.last_feat_conv)
+    assert len(path) in (6, 7)
+    for conv in path:
+        weight = conv.conv.weight
+        bound = (3 / weight[0].numel()) ** 0.5
+        assert 0.9 * bound < weight.abs().max() <= bound and abs(weight.mean()) < 0.25 * bound
+    forgotten = {name for name, x in theirs.items() if not torch.equal(x, ours[name])}
+    expected = {'lateral_convs.2.conv.weight', 'output_convs.2.conv.weight'}
+    assert forgotten == expected | ({'last_feat_conv.conv.weight'} if child.last_feat_conv is not None else set())
     for name in ('qy', 'qx', 'k'):
         assert 0.017 < ours[f'upsamplers.2.{name}.weight'].std() < 0.023, name
         assert not ours[f'upsamplers.2.{name}.bias'].any(), name
+
+
+@pytest.mark.parametrize('upsample_cfg', [None, SAPA], ids=['interpolation', 'SAPA'])
+def test_float32_inside_autocast(kinds, upsample_cfg):
+    """As published: what a backbone in bfloat16 gives is decoded in float32, bit for bit."""
+    _, child, options = kinds
+    decoder = build(child, options, upsample_cfg=upsample_cfg)
+    inputs = [x.bfloat16() for x in levels()]
+    expected = decoder([x.float() for x in inputs], METAS)
+    with torch.autocast('cpu', torch.bfloat16):
+        result = decoder(inputs, METAS)
+        assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.bfloat16  # on again
+    assert result[0].dtype == torch.float32
+    assert_equal(result, expected)
 
 
 @pytest.mark.parametrize(

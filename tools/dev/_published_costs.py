@@ -199,7 +199,7 @@ PRINTED = [
     Printed('four-step', 'PixelShuffle', 'params', '9.4M', 'SAPA-D'),
     Printed('four-step', 'CARAFE', 'params', '0.3M', 'SAPA-D'),
     Printed('four-step', 'IndexNet', 'params', '8.4M', 'SAPA-D', why=INDEXNET, gives=per_place(indexnet_formula)),
-    Printed('four-step', 'FADE', 'params', '0.2M', 'SAPA-D'),
+    Printed('four-step', 'FADE, no gate', 'params', '0.2M', 'SAPA-D'),
     Printed('four-step', 'SAPA-D', 'params', '0.6M', 'SAPA-D'),
     Printed('four-step', 'DySample', 'params', '32.7K', 'DySample', why=WEIGHTS, gives=per_place(lambda y, x: 32 * x)),
     Printed('four-step', 'DySample+', 'params', '65.5K', 'DySample', why=WEIGHTS, gives=per_place(lambda y, x: 64 * x)),
@@ -215,7 +215,9 @@ PRINTED = [
     Printed('upernet', 'IndexNet', 'params', '25.2M', 'SAPA-D', why=INDEXNET, gives=per_place(indexnet_formula)),
     Printed('upernet', 'A2U, both branches', 'params', '0.1M', 'SAPA-D'),
     Printed('upernet', 'SAPA-B', 'params', '0.1M', 'SAPA-D'),
-    Printed('upernet', 'FADE', 'params', '0.1M', 'SAPA-D', why='no part of the published module has this number'),
+    Printed(
+        'upernet', 'FADE, no gate', 'params', '0.1M', 'SAPA-D', why='no part of the published module has this number'
+    ),
     Printed('upernet', 'SAPA-D', 'params', '0.1M', 'SAPA-D', why='the value of SAPA-B; the offsets alone have more'),
     # A2U matting R34, 512x512
     Printed('matting', 'SAPA-B', 'params', '0.04M', 'SAPA'),

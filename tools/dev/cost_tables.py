@@ -35,6 +35,7 @@ PAGE = ROOT / 'docs' / 'cost_tables.md'
 # The published variants, and what else the published columns count.
 OTHER_VARIANTS = {
     'A2U, both branches': dict(VARIANTS['A2U'], downsample=True),
+    'FADE, no gate': dict(VARIANTS['FADE'], gating=False),
     'SAPA-B, d=64': dict(VARIANTS['SAPA-B'], embed_dims=64),
     'SAPA-G, d=64': dict(VARIANTS['SAPA-G'], embed_dims=64),
     'SAPA-G, shared gate': dict(VARIANTS['SAPA-G'], gate='shared'),
@@ -202,6 +203,7 @@ WHOLE = [
     Whole('Faster R-CNN R50, four steps', FASTER_RCNN_64, '46.8M', trainable=True),
     Whole('Faster R-CNN R101, four steps', FASTER_RCNN_64.replace('r50', 'r101'), '65.8M', trainable=True),
     Whole('Panoptic FPN R50', PANOPTIC_FPN, '46.0M'),
+    Whole('Panoptic FPN R101', PANOPTIC_FPN.replace('r50', 'r101'), '65.0M'),
 ]  # fmt: skip
 
 

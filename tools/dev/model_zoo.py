@@ -52,11 +52,19 @@ def with_defaults(upsample_cfg: dict) -> dict:
 
 
 def upsampler_of(model: dict) -> str | None:
-    """Published name of the upsampler of a config's model, else its type; None where it has no ``upsample_cfg``."""
+    """Published name of the upsampler of a config's model, or its type, and what a row of a table may have apart.
+
+    None where the model has no ``upsample_cfg``.
+    """
     for name, value in model.items():
         if name == 'upsample_cfg' and value and 'type' in value:
             named = [variant for variant, cfg in VARIANTS.items() if cfg.items() <= with_defaults(value).items()]
-            return named[0] if named else value['type'].removeprefix('sapa_mm.')
+            return (
+                (named[0] if named else value['type'].removeprefix('sapa_mm.'))
+                + (', no gate' if value.get('gating') is False else '')
+                + (', shared gate' if value.get('gate') == 'shared' else '')
+                + (f', d={value["embed_dims"]}' if 'embed_dims' in value else '')
+            )
         if isinstance(value, dict) and (found := upsampler_of(value)):
             return found
     return None

@@ -9,7 +9,7 @@ train_pipeline = [
         resize_type='ResizeShortestEdge',
         max_size=2560,
     ),
-    dict(type='RandomCrop', crop_size=(640, 640), cat_max_ratio=0.75),
+    dict(type='RandomCrop', crop_size=(640, 640), cat_max_ratio=1.0),  # any crop, as published
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),

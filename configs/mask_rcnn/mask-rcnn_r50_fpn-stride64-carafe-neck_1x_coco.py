@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+# CARAFE in the neck alone.
+_base_ = './mask-rcnn_r50_fpn-stride64_1x_coco.py'
+model = dict(neck=dict(upsample_cfg=dict(type='sapa_mm.CARAFE')))

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+# Without the gate, as in the Faster R-CNN of the same tables.
+_base_ = './panoptic-fpn_r50_fpn_1x_coco.py'
+model = dict(neck=dict(type='sapa_mm.GuidedFPN', upsample_cfg=dict(type='sapa_mm.FADE', gating=False)))
