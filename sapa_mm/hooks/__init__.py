@@ -2,5 +2,6 @@
 """Hooks for mmengine's Runner."""
 
 from .exact_resume_hook import ExactResumeHook
+from .safe_checkpoint_hook import SafeCheckpointHook
 
-__all__ = ['ExactResumeHook']
+__all__ = ['ExactResumeHook', 'SafeCheckpointHook']
