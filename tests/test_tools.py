@@ -5,6 +5,7 @@ import fcntl
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,11 +184,70 @@ def test_good_checkpoint_passes(trained, tmp_path, check_checkpoint, capsys):
     assert 'no training state' in capsys.readouterr().err
 
 
-def test_foreign_checkpoint_is_a_warning(trained, tmp_path, check_checkpoint, capsys):
-    torch.save(dict(state_dict=weights(trained / 'iter_40.pth'), extra=Path('x')), tmp_path / 'foreign.pth')
-    check_checkpoint(str(tmp_path / 'foreign.pth'))
-    message = capsys.readouterr().err
-    assert message.startswith('warning: ') and 'foreign.pth' in message
+def test_foreign_checkpoint_is_refused_unless_trusted(trained, tmp_path, check_checkpoint, capsys):
+    path = tmp_path / 'foreign.pth'
+    torch.save(dict(state_dict=weights(trained / 'iter_40.pth'), extra=Path('x')), path)
+    if sys.modules['_common'].CAN_ALLOW_TYPES:
+        with pytest.raises(SystemExit):
+            check_checkpoint(str(path))
+        assert '--trust' in capsys.readouterr().err
+    else:
+        check_checkpoint(str(path))
+        assert capsys.readouterr().err.startswith('warning: ')
+    check_checkpoint(str(path), trust=True)
+    assert capsys.readouterr().err == ''
+
+
+KEEP_ONE = ('default_hooks.checkpoint.max_keep_ckpts=1', 'randomness.seed=3')
+
+
+@pytest.fixture(scope='module')
+def half_trained(config):
+    """A work dir with the checkpoint of iteration 20 alone, as a run that keeps one leaves it."""
+    folder = config.parent / 'half'
+    run('train.py', config, '--work-dir', folder, '--cfg-options', *KEEP_ONE, 'train_cfg.max_iters=20')
+    assert [p.name for p in folder.glob('*.pth*')] == ['iter_20.pth']
+    return folder
+
+
+@pytest.mark.parametrize('harm', ['gone', 'cut', 'part'])
+def test_resume_takes_the_newest_whole_checkpoint(harm, config, trained, half_trained, tmp_path):
+    """`last_checkpoint` names a file that a kill took away or cut short, or one was just being written."""
+    folder = tmp_path / 'work'
+    shutil.copytree(half_trained, folder)
+    newer = folder / ('iter_30.pth.part' if harm == 'part' else 'iter_30.pth')
+    if harm != 'gone':
+        broken(trained / 'iter_40.pth', newer, 'cut')
+    if harm != 'part':
+        (folder / 'last_checkpoint').write_text(str(newer))
+    out = run('train.py', config, '--resume', '--work-dir', folder, '--cfg-options', *KEEP_ONE)
+    assert 'iter: 20' in out and (f'passed over: the checkpoint {newer}' in out) == (harm == 'cut')
+    assert (f'passed over: there is no checkpoint {newer}' in out) == (harm == 'gone')
+    expected, result = weights(trained / 'iter_40.pth'), weights(folder / 'iter_40.pth')
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
+    assert [p.name for p in folder.glob('*.pth*')] == ['iter_40.pth']
+
+
+def test_full_disk_leaves_the_last_checkpoint(config, half_trained, tmp_path):
+    """A disk that takes no file as large as a checkpoint: one line, and the checkpoint before is as it was."""
+    resource = pytest.importorskip('resource')
+    folder = tmp_path / 'work'
+    shutil.copytree(half_trained, folder)
+    before = (folder / 'iter_20.pth').read_bytes()
+    limit = len(before) // 2
+    arguments, options = command('train.py', config, '--resume', '--work-dir', folder, '--cfg-options', *KEEP_ONE)
+    options['preexec_fn'] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    done = subprocess.run(arguments, timeout=300, **options)
+    assert done.returncode == 2 and 'Traceback' not in done.stdout
+    assert 'error: the disk cannot be written: File too large' in done.stdout
+    assert [p.name for p in folder.glob('*.pth*')] == ['iter_20.pth']
+    assert (folder / 'iter_20.pth').read_bytes() == before
+
+
+def test_nothing_whole_to_resume_is_an_error(config, trained, tmp_path):
+    broken(trained / 'iter_40.pth', tmp_path / 'iter_40.pth', 'cut')
+    out = run('train.py', config, '--resume', '--work-dir', tmp_path, status=2)
+    assert f'error: no checkpoint in {tmp_path} can be resumed: the checkpoint {tmp_path / "iter_40.pth"}' in out
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])

@@ -8,19 +8,30 @@ import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import argparse
+import errno
 import os.path as osp
 import pickle
+import re
 import sys
 import zipfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from glob import escape as glob_escape
+from glob import glob
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
+
+try:
+    from mmengine.runner.checkpoint import get_torch_safe_globals
+except ImportError:  # mmengine 0.10.7 has no such list
+    get_torch_safe_globals = None
 
 TOOLBOXES = ('mmseg', 'mmdet')
+#: Whether torch can be told which types besides tensors may be read: torch 2.5 takes a list.
+CAN_ALLOW_TYPES = get_torch_safe_globals is not None and hasattr(torch.serialization, 'safe_globals')
 
 
 def fail(message):
@@ -39,6 +50,9 @@ def make_parser(description):
         nargs='+',
         action=DictAction,
         help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, without white space',
+    )
+    parser.add_argument(
+        '--trust', action='store_true', help='read a checkpoint even if reading it can run code that it brings along'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
@@ -84,38 +98,82 @@ def check_data(cfg, dataloaders):
         fail(error)
 
 
-def check_checkpoint(path, resume=False):
+def check_checkpoint(path, resume=False, trust=False):
     """Fail with the file's name unless ``path`` is a checkpoint that can be read; URLs are left to mmengine.
 
     Args:
         path (str): The checkpoint.
         resume (bool): Whether it must also hold the state of a training run. Defaults to False.
+        trust (bool): Whether a file that can run code when it is read may pass. Defaults to False.
     """
     if '://' in path:
         return
+    reason = find_fault(path, resume, trust)
+    if reason is not None:
+        fail(reason)
+
+
+def find_fault(path, resume=False, trust=False):
+    """What is wrong with a checkpoint, as one line with its path, or None; see :func:`check_checkpoint`."""
     if not osp.isfile(path):
-        fail(f'there is no checkpoint {path}')
+        return f'there is no checkpoint {path}'
     if osp.getsize(path) == 0:
-        fail(f'the checkpoint {path} is empty')
+        return f'the checkpoint {path} is empty'
     try:
         content = read_checkpoint(path)
     except Exception as error:  # torch raises half a dozen types, KeyError and UnicodeDecodeError among them
         if isinstance(error, pickle.UnpicklingError) and 'nsupported global' in str(error):
-            print(
-                f'warning: {path} holds more than tensors and plain values; reading it can run code that it brings '
-                'along. Go on only if you trust where it comes from.',
-                file=sys.stderr,
+            danger = (
+                f'the checkpoint {path} holds more than tensors and plain values: reading it can run code of its own'
             )
-            return
+            if trust:
+                return None
+            if CAN_ALLOW_TYPES:
+                return f'{danger}. If you trust where it comes from, add --trust'
+            # Every checkpoint of a training holds types of mmengine's, so here nothing tells a foreign one from ours.
+            print(f'warning: {danger}. Go on only if you trust where it comes from.', file=sys.stderr)
+            return None
         reason = (str(error).strip() or 'no reason given').splitlines()[0]
-        fail(f'the checkpoint {path} cannot be read: it is damaged or no checkpoint ({type(error).__name__}: {reason})')
+        return (
+            f'the checkpoint {path} cannot be read: it is damaged or no checkpoint ({type(error).__name__}: {reason})'
+        )
     if not isinstance(content, dict) or not content:
-        fail(f'{path} is no checkpoint: it holds {type(content).__name__} instead of a dictionary of weights')
+        return f'{path} is no checkpoint: it holds {type(content).__name__} instead of a dictionary of weights'
     if resume and not {'meta', 'state_dict', 'message_hub'} <= content.keys():
-        fail(
+        return (
             f'{path} holds weights but no training state to resume; to start from its weights use '
             f'--cfg-options load_from={path}'
         )
+    return None
+
+
+def find_resumable(work_dir, trust=False):
+    """The newest whole checkpoint of a training in ``work_dir``, or None where none was ever written.
+
+    The file ``last_checkpoint`` may name one that a kill or a full disk has cut short or taken away. So all are looked
+    at, the newest first, and every one that is passed over is named with the reason.
+    """
+    last = find_latest_checkpoint(work_dir)  # it may lie elsewhere: CheckpointHook has an out_dir
+    folders = dict.fromkeys(filter(None, (osp.dirname(last) if last else None, work_dir)))
+    steps = {}
+    for folder in folders:
+        for path in glob(osp.join(glob_escape(folder), '*.pth')):
+            step = re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', osp.basename(path))
+            if step:
+                steps.setdefault(path, int(step[1]))
+    if last and last not in steps:
+        steps[last] = float('inf')
+    faults = []
+    for path in sorted(steps, key=steps.get, reverse=True):
+        fault = find_fault(path, resume=True, trust=trust)
+        if fault is None:
+            for line in faults:
+                print(f'warning: passed over: {line}', file=sys.stderr)
+            return path
+        faults.append(fault)
+    if faults:
+        fail(f'no checkpoint in {work_dir} can be resumed: {"; ".join(faults)}')
+    return None
 
 
 def read_checkpoint(path):
@@ -126,14 +184,8 @@ def read_checkpoint(path):
             broken = archive.testzip()
         if broken is not None:
             raise ValueError(f'wrong checksum of {broken}')
-    try:
-        # mmengine's own files hold a few of its types.
-        from mmengine.runner.checkpoint import get_torch_safe_globals
-
-        allowed = torch.serialization.safe_globals(get_torch_safe_globals())
-    except (ImportError, AttributeError):  # mmengine 0.10.7 has no list, torch 2.4 takes none
-        allowed = nullcontext()
-    with allowed:
+    # mmengine's own files hold a few of its types.
+    with torch.serialization.safe_globals(get_torch_safe_globals()) if CAN_ALLOW_TYPES else nullcontext():
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -156,3 +208,15 @@ def register_toolbox(cfg):
 def build_runner(cfg):
     """Build the config's own runner, mmengine's ``Runner`` by default."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def disk_errors_in_one_line():
+    """End the program with one line where the disk is full, read-only or not ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        place = f'{error.filename}: ' if error.filename else 'the disk cannot be written: '
+        fail(f'{place}{error.strerror}. What was saved before is whole; --resume goes on from there')

@@ -77,7 +77,7 @@ def main():
     args = parse_args()
     cfg = load_config(args, needs=('test_dataloader', 'test_cfg', 'test_evaluator'))
     check_data(cfg, ('test_dataloader',))
-    check_checkpoint(args.checkpoint)
+    check_checkpoint(args.checkpoint, trust=args.trust)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     scope = register_toolbox(cfg)

@@ -2,9 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the model of an mmseg or mmdet config."""
 
-from _common import build_runner, check_checkpoint, check_data, fail, load_config, make_parser, register_toolbox
+from _common import (
+    build_runner,
+    check_checkpoint,
+    check_data,
+    disk_errors_in_one_line,
+    fail,
+    find_resumable,
+    load_config,
+    make_parser,
+    register_toolbox,
+)
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args():
@@ -14,7 +23,7 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a value, from the latest one in the work dir, if there is one',
+        help='go on from this checkpoint; without a value, from the newest whole one in the work dir, if there is one',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
@@ -38,33 +47,42 @@ def set_amp(cfg, wanted):
     wrapper.type = kind
 
 
-def set_resume(cfg, resume):
+def set_resume(cfg, resume, trust):
     """Choose the checkpoint to start from, and make sure that it can be read before anything is written."""
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
-    start = cfg.get('load_from')
-    if cfg.get('resume') and start is None:
-        start = find_latest_checkpoint(cfg.work_dir)
-    if start is not None:
-        check_checkpoint(start, resume=cfg.get('resume', False))
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = find_resumable(cfg.work_dir, trust)
+        cfg.resume = cfg.load_from is not None
+    elif cfg.get('load_from') is not None:
+        check_checkpoint(cfg.load_from, cfg.get('resume', False), trust)
+
+
+def set_hooks(cfg):
+    """Let a run be resumed exactly, from a checkpoint that is whole."""
+    hooks = cfg.get('custom_hooks') or []
+    if all(hook['type'] != 'sapa_mm.ExactResumeHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='sapa_mm.ExactResumeHook')]
+    checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
+    if checkpoint is not None and checkpoint['type'] == 'CheckpointHook':
+        checkpoint['type'] = 'sapa_mm.SafeCheckpointHook'
 
 
 def main():
     args = parse_args()
     cfg = load_config(args, needs=('train_dataloader', 'train_cfg', 'optim_wrapper'))
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    set_resume(cfg, args.resume)
+    set_resume(cfg, args.resume, args.trust)
     set_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= cfg.get('auto_scale_lr', {}).keys():
             fail(f'--auto-scale-lr needs auto_scale_lr.enable and auto_scale_lr.base_batch_size in {args.config}')
         cfg.auto_scale_lr.enable = True
-    hooks = cfg.get('custom_hooks') or []
-    if all(hook['type'] != 'sapa_mm.ExactResumeHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='sapa_mm.ExactResumeHook')]
+    set_hooks(cfg)
     register_toolbox(cfg)
-    build_runner(cfg).train()
+    with disk_errors_in_one_line():
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

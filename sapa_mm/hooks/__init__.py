@@ -3,5 +3,6 @@
 
 from .draw_features_hook import DrawFeaturesHook
 from .exact_resume_hook import ExactResumeHook
+from .safe_checkpoint_hook import SafeCheckpointHook
 
-__all__ = ['DrawFeaturesHook', 'ExactResumeHook']
+__all__ = ['DrawFeaturesHook', 'ExactResumeHook', 'SafeCheckpointHook']
