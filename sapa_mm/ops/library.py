@@ -2,6 +2,7 @@
 """Loads the compiled operators, once, and says why where it cannot."""
 
 import importlib.util
+import os
 
 import torch
 
@@ -17,6 +18,8 @@ OPERATORS = (
 
 def _load() -> str | None:
     """Load the library; return why it is not there, or None."""
+    if os.environ.get('SAPA_MM_WITH_OPS') == '0':  # so that one installation can be tested with and without
+        return 'SAPA_MM_WITH_OPS=0 sets the compiled operators aside'
     if not hasattr(torch.library, 'register_autograd'):
         return f'the compiled operators need torch 2.4 or newer, this is {torch.__version__}'
     spec = importlib.util.find_spec('sapa_mm._C')
