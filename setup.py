@@ -144,6 +144,7 @@ class BuildPyWithMim(build_py):
 
 
 setup(
+    license='Apache-2.0',
     ext_modules=[EXTENSION] if EXTENSION else [],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildPyWithMim),
     options=dict(bdist_wheel=dict(py_limited_api=ABI)) if EXTENSION else {},

@@ -3,34 +3,87 @@
 
 import os
 import platform
+import re
+import shutil
 import sys
 from importlib import import_module, metadata
 
 import sapa_mm
 
-REBUILD = 'pip install --no-build-isolation --force-reinstall --no-deps -e . (in the source tree; needs a C++ compiler)'
-# import name: (distributions that bring it, the maintained one first; what it is for)
+REBUILD = (
+    'pip install -r requirements/build.txt && '
+    '{cuda}pip install --no-build-isolation --force-reinstall --no-deps -e . (in the source tree; needs {needs})'
+)
+# import name: (its distribution in each stack; what it is for)
 STACK = {
-    'mmengine': (('onedl-mmengine', 'mmengine'), 'registered types, configs, training'),
-    'mmcv': (('onedl-mmcv', 'mmcv'), 'mmsegmentation and mmdetection'),
-    'mmseg': (('onedl-mmsegmentation', 'mmsegmentation'), 'segmentation models'),
-    'mmdet': (('onedl-mmdetection', 'mmdet'), 'detection models, Mask2Former'),
+    'mmengine': (dict(onedl='onedl-mmengine', classic='mmengine'), 'registered types, configs, training'),
+    'mmcv': (dict(onedl='onedl-mmcv', classic='mmcv'), 'mmsegmentation and mmdetection'),
+    'mmseg': (dict(onedl='onedl-mmsegmentation', classic='mmsegmentation'), 'segmentation models'),
+    'mmdet': (dict(onedl='onedl-mmdetection', classic='mmdet'), 'detection models, Mask2Former'),
 }
+# mmsegmentation and mmdetection of the classic stack refuse an mmcv of 2.2 and newer.
+VERSIONS = dict(mmcv='>=2.0.0,<2.2.0')
 # the order matters: with build isolation off, pip needs these to compile mmcv's ops against the installed torch
 MMCV_OPS = (
     "pip install 'setuptools<82' wheel ninja packaging && "
-    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps {distribution}'
+    'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps {requirement}'
 )
 
 
-def installed(distributions: tuple[str, ...]) -> tuple[str, str] | None:
-    """The first of ``distributions`` that is installed and its version."""
-    for name in distributions:
-        try:
-            return name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+def installed(distribution: str) -> str | None:
+    """The version of ``distribution``, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def used_stack() -> str:
+    """``'onedl'`` or ``'classic'``: whose distributions are here; where none is, the one that serves this torch."""
+    counts = {
+        stack: sum(installed(names[stack]) is not None for names, _ in STACK.values()) for stack in ('onedl', 'classic')
+    }
+    if counts['onedl'] != counts['classic']:
+        return max(counts, key=counts.get)
+    # onedl-mmcv asks for torch 2.4
+    version = re.match(r'(\d+)\.(\d+)', installed('torch') or '')
+    return 'classic' if version and tuple(map(int, version.groups())) < (2, 4) else 'onedl'
+
+
+def requirement(distribution: str) -> str:
+    """What to hand pip."""
+    version = VERSIONS.get(distribution)
+    return f"'{distribution}{version}'" if version else distribution
+
+
+def operators() -> tuple[str, str, str, str]:
+    """The row of the compiled operators."""
+    import torch
+
+    # a failure of these imports is the package's own: it goes up to main
+    from sapa_mm.ops import backend
+    from sapa_mm.ops.library import native_devices, torch_is_too_old, unavailable_reason
+
+    if unavailable_reason:
+        found, remedy = f'{backend()} operators: {unavailable_reason}', rebuild()
+        return 'sapa_mm.ops', 'missing', found, "pip install 'torch>=2.1'" if torch_is_too_old else remedy
+    devices = native_devices['point_affiliation']
+    wanted = os.environ.get('ATEN_CPU_CAPABILITY')
+    instructions = torch.ops.sapa_mm.cpu_capability() + (f', ATEN_CPU_CAPABILITY={wanted}' if wanted else '')
+    found = f'{backend()} operators for ' + ' and '.join(devices).replace('cpu', f'cpu ({instructions})')
+    if torch.cuda.is_available() and 'cuda' not in devices:
+        found += ': built without CUDA kernels: the reference runs on the GPU'
+        return 'sapa_mm.ops', 'missing', found, rebuild(cuda=torch.version.cuda)
+    return 'sapa_mm.ops', 'ok', found, ''
+
+
+def rebuild(cuda: str | None = None) -> str:
+    """The command that builds the operators here, for the GPU too if ``cuda`` names its version, and what it needs."""
+    compiler = os.environ.get('CXX', 'c++')
+    needs = 'a C++ compiler' + ('' if shutil.which(compiler) else f': {compiler} is not on the PATH')
+    return REBUILD.format(
+        cuda='FORCE_CUDA=1 ' if cuda else '', needs=f'{needs}, and nvcc of CUDA {cuda}' if cuda else needs
+    )
 
 
 def attempt(module: str) -> str | None:
@@ -56,32 +109,25 @@ def examine() -> list[tuple[str, str, str, str]]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU in use'
     rows.append(('torch', 'ok', f'{torch.__version__}, CUDA {torch.version.cuda or "none"}, {gpu}', ''))
 
-    # a failure of this import is the package's own: it goes up to main
-    from sapa_mm.ops import backend
-    from sapa_mm.ops.library import native_devices, unavailable_reason
+    rows.append(operators())
 
-    reason = unavailable_reason
-    if not reason and torch.cuda.is_available() and 'cuda' not in native_devices:
-        reason = 'built without CUDA kernels: the reference runs on the GPU'
-    found = ' for '.join(filter(None, (f'{backend()} operators', ' and '.join(native_devices))))
-    found += f': {reason}' if reason else ''
-    rows.append(('sapa_mm.ops', 'missing' if reason else 'ok', found, REBUILD if reason else ''))
-
+    stack = used_stack()
     for module, (distributions, purpose) in STACK.items():
-        error, package = attempt(module), installed(distributions)
-        name = package[0] if package else distributions[0]
-        found = f'{name} {package[1]}' if package else f'not installed; for {purpose}'
+        error, name = attempt(module), distributions[stack]
+        version = installed(name)
+        found = f'{name} {version}' if version else f'not installed; for {purpose}'
         if not error:
-            rows.append((module, 'ok', found, ''))
+            rows.append((module, 'ok', found if version else module, ''))
         else:
-            found = f'{found} ({error})' if package else found
-            rows.append((module, 'broken' if package else 'missing', found, f'pip install {name}'))
+            found = f'{found} ({error})' if version else found
+            rows.append((module, 'broken' if version else 'missing', found, f'pip install {requirement(name)}'))
         if module == 'mmcv' and not error:
             error = attempt('mmcv._ext')
             found = 'compiled' if not error else f'not compiled, mmdetection needs them ({error})'
-            rows.append(
-                ('mmcv.ops', 'missing' if error else 'ok', found, MMCV_OPS.format(distribution=name) if error else '')
-            )
+            # the version that is here, compiled
+            wanted = f'{name}=={version}' if version else requirement(name)
+            remedy = MMCV_OPS.format(requirement=wanted) if error else ''
+            rows.append(('mmcv.ops', 'missing' if error else 'ok', found, remedy))
     if not attempt('mmengine'):
         # a type that cannot be built here says why when it is built; registering is what must work
         error = attempt('sapa_mm.registry')
@@ -118,7 +164,7 @@ def main() -> int:
         show(examine())
     except Exception as error:
         print(f'sapa_mm itself cannot be imported: {type(error).__name__}: {error}', file=sys.stderr)
-        print(REBUILD, file=sys.stderr)
+        print(rebuild(), file=sys.stderr)
         return 1
     return 0
 

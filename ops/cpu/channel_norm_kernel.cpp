@@ -13,7 +13,7 @@
 namespace sapa_mm {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
+using OptionalTensor = c10::optional<at::Tensor>;  // std::optional from torch 2.5 on
 
 constexpr int64_t kParts = 32;  // of the sums over positions, whatever the number of threads
 
@@ -282,7 +282,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_norm_backward_cpu(const a
       backward<scalar_t>(cotangent, input, mean, rstd, weight, grad_x, sums[0], sums[1]);
     });
   const auto result = [&](const at::Tensor& sum, const OptionalTensor& parameter) {
-    return sum.defined() && parameter ? sum.to(parameter->scalar_type()) : at::empty({0}, x.options());
+    if (sum.defined() && parameter) return sum.to(parameter->scalar_type());
+    return at::empty({0}, (parameter ? *parameter : x).options());
   };
   return {grad_x.defined() ? grad_x : at::empty({0}, x.options()), result(sums[0], weight), result(sums[1], bias)};
 }
@@ -330,8 +331,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_projection_backward_cpu(cons
       project_backward<scalar_t>(grad.contiguous(), x.contiguous(), mean, rstd, matrix.contiguous(), grads[0], grads[1],
                                  grads[2]);
     });
-  for (at::Tensor& g : grads)
-    if (!g.defined()) g = at::empty({0}, matrix.options());
+  for (int i = 0; i < 3; ++i)
+    if (!grads[i].defined()) grads[i] = at::empty({0}, (i == 0 ? x : matrix).options());
   return {grads[0], grads[1], grads[2]};
 }
 

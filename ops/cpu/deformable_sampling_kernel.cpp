@@ -369,9 +369,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> deformable_assembly_backward_cpu(
         at::kHalf, at::kBFloat16, feature.scalar_type(), "deformable_assembly_backward_cpu", [&] {
           using T = accumulate_t<scalar_t>;
           if (needs_grad[0]) spread<scalar_t, T>(weights, grad, offset, groups, grads[0]);
-          if (needs_grad[1]) grads[1] = room_for_scores(offset);
+          // correlate writes contiguous scores; their gradient has the layout of the kernels
+          const at::Tensor scores = !needs_grad[1] || grads[1].is_contiguous() ? grads[1] : room_for_scores(offset);
           if (needs_grad[1] || needs_grad[2])
-            correlate<scalar_t, T>(grad, feature, offset, groups, grads[1], weights, grads[2]);
+            correlate<scalar_t, T>(grad, feature, offset, groups, scores, weights, grads[2]);
+          if (needs_grad[1] && !scores.is_same(grads[1])) grads[1].copy_(scores);
         });
   }
   return as_tuple(grads, inputs);

@@ -5,11 +5,20 @@ They run the compiled library where it is there and :mod:`sapa_mm.ops.reference`
 """
 
 from . import flops, reference
-from .channel_norm import channel_norm, norm_projection
-from .deformable_sampling import deformable_assembly, deformable_scores
+from .channel_norm import channel_norm
+from .deformable_assembly import deformable_assembly
+from .deformable_scores import deformable_scores
 from .feature_assembly import feature_assembly
-from .library import backend
+from .library import OPERATORS, backend, is_loaded
+from .norm_projection import norm_projection
 from .point_affiliation import affiliation_kernels, point_affiliation
+
+if is_loaded():
+    from . import fakes  # noqa: F401  # registers them
+    from .registration import register_backward
+
+    for _name in OPERATORS:
+        register_backward(_name)
 
 __all__ = [
     'affiliation_kernels',

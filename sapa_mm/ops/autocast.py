@@ -19,10 +19,11 @@ else:
 
 
 def autocast_inputs(function):
-    """Inside autocast, cast the tensor arguments (but float64 ones) to its dtype and run with autocast off.
+    """Inside autocast, cast the maps (but float64 ones) to its dtype and run with autocast off.
 
-    The operators accumulate in float32, so the low dtype costs them no range and one rounding of the result, and
-    casting all inputs alike spares callers the ``expected scalar type Half but found Float`` of mixed ones.
+    Maps are the arguments of four dimensions; a norm's parameters stay as they are. The operators accumulate in
+    float32, so the low dtype costs them no range and one rounding of the result, and casting all maps alike spares
+    callers the ``expected scalar type Half but found Float`` of mixed ones.
     """
 
     @functools.wraps(function)
@@ -33,7 +34,8 @@ def autocast_inputs(function):
         dtype = _dtype(device)
 
         def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+            is_map = isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype) if is_map else x
 
         with torch.autocast(device, enabled=False):
             return function(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})

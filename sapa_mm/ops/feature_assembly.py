@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from .autocast import autocast_inputs
 from .checks import check_feature_assembly
-from .library import is_loaded, runs_native
+from .library import runs_native
 
 
 @autocast_inputs
@@ -28,26 +28,7 @@ def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups:
         TypeError: If an input is no floating-point tensor or the dtypes differ.
         ValueError: If ranks, batch sizes, channel counts or devices do not fit, or an option is out of range.
     """
-    if not runs_native(feature):
+    if not runs_native('feature_assembly', feature):
         return reference.feature_assembly(feature, kernels, kernel_size, groups)
     check_feature_assembly(feature, kernels, kernel_size, groups)
     return torch.ops.sapa_mm.feature_assembly(feature, kernels, kernel_size, groups)
-
-
-def _register() -> None:
-    from .registration import fake_gradients, memory_format, register_backward, register_fake
-
-    @register_fake('sapa_mm::feature_assembly')
-    def _(feature, kernels, kernel_size, groups):
-        output = feature.new_empty((*feature.shape[:2], *kernels.shape[2:]))
-        return output.to(memory_format=memory_format(feature))
-
-    @register_fake('sapa_mm::_feature_assembly_backward')
-    def _(grad, feature, kernels, kernel_size, groups, needs_grad):
-        return fake_gradients((feature, kernels), needs_grad)
-
-    register_backward('feature_assembly', tensors=2)
-
-
-if is_loaded():
-    _register()

@@ -15,13 +15,16 @@ OPERATORS = (
     'norm_projection',
 )
 
+#: Fake kernels in Python came with torch 2.1.
+torch_is_too_old = not (hasattr(torch.library, 'register_fake') or hasattr(torch.library, 'impl_abstract'))
+
 
 def _load() -> str | None:
     """Load the library; return why it is not there, or None."""
     if os.environ.get('SAPA_MM_WITH_OPS') == '0':  # so that one installation can be tested with and without
         return 'SAPA_MM_WITH_OPS=0 sets the compiled operators aside'
-    if not hasattr(torch.library, 'register_autograd'):
-        return f'the compiled operators need torch 2.4 or newer, this is {torch.__version__}'
+    if torch_is_too_old:
+        return f'the compiled operators need torch 2.1 or newer, this is {torch.__version__}'
     spec = importlib.util.find_spec('sapa_mm._C')
     if spec is None:
         return 'the package was installed without its compiled operators'
@@ -29,7 +32,7 @@ def _load() -> str | None:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # built for another torch, or a missing shared library
         return f'{spec.origin} cannot be loaded: {error}'
-    missing = [name for name in OPERATORS if not hasattr(torch.ops.sapa_mm, name)]
+    missing = [name for name in (*OPERATORS, 'cpu_capability') if not hasattr(torch.ops.sapa_mm, name)]
     if missing:
         return f'{spec.origin} is older than this package, it lacks {", ".join(missing)}'
     return None
@@ -44,17 +47,20 @@ def is_loaded() -> bool:
     return unavailable_reason is None
 
 
-#: Device types that the library was built for: ``'cpu'``, ``'cuda'`` or both; empty where it is not loaded.
-native_devices = tuple(
-    device
-    for device in ('cpu', 'cuda')
-    if is_loaded() and torch._C._dispatch_has_kernel_for_dispatch_key('sapa_mm::point_affiliation', device.upper())
-)
+#: Operator -> device types that the library was built for: ``'cpu'``, ``'cuda'`` or both; empty where it is not loaded.
+native_devices = {
+    name: tuple(
+        device
+        for device in ('cpu', 'cuda')
+        if is_loaded() and torch._C._dispatch_has_kernel_for_dispatch_key(f'sapa_mm::{name}', device.upper())
+    )
+    for name in OPERATORS
+}
 
 
-def runs_native(x: torch.Tensor) -> bool:
-    """Whether the compiled operators serve tensors like ``x``; the reference serves all other devices."""
-    return isinstance(x, torch.Tensor) and x.device.type in native_devices
+def runs_native(operator: str, x: torch.Tensor) -> bool:
+    """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices."""
+    return isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
 
 
 def backend() -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from .autocast import autocast_inputs
 from .checks import NORMALIZATIONS, check_point_affiliation
-from .library import is_loaded, runs_native
+from .library import runs_native
 
 
 @autocast_inputs
@@ -27,7 +27,7 @@ def point_affiliation(
         value: Feature to upsample, ``(N, C, h, w)``, dtype and device of ``query``.
         kernel_size: Window side in positions of the feature, odd, 1 to 15.
         normalization: ``h``: ``'softmax'`` (exponential), ``'relu'``, ``'sigmoid'`` or ``'softplus'``; the last three
-            add ``reference.EPS`` to the sum.
+            add ``sapa_mm.ops.maps.EPS`` to the sum.
 
     Returns:
         ``(N, C, H, W)``, dtype of ``value``; half and bfloat16 are accumulated in float32. Inside autocast all inputs
@@ -40,7 +40,7 @@ def point_affiliation(
 
     Source: eq. (3) of https://arxiv.org/abs/2209.12866, stated there for ``H = 2h``.
     """
-    if not runs_native(query):
+    if not runs_native('point_affiliation', query):
         return reference.point_affiliation(query, key, value, kernel_size, normalization)
     check_point_affiliation(query, key, value, kernel_size, normalization)
     code = NORMALIZATIONS.index(normalization)
@@ -65,37 +65,3 @@ def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normal
         TypeError, ValueError: As :func:`point_affiliation`.
     """
     return reference.affiliation_kernels(query, key, kernel_size, normalization)
-
-
-def _register() -> None:
-    from .registration import fake_gradients, memory_format, needed_gradients, no_double_backward, register_fake
-
-    @register_fake('sapa_mm::point_affiliation')
-    def _(query, key, value, kernel_size, normalization):
-        output = value.new_empty((*value.shape[:2], *query.shape[2:])).to(memory_format=memory_format(value))
-        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return output, query.new_empty((query.shape[0], *query.shape[2:]), dtype=dtype)
-
-    @register_fake('sapa_mm::_point_affiliation_backward')
-    def _(grad, query, key, value, normalizer, kernel_size, normalization, needs_grad):
-        return fake_gradients((query, key, value), needs_grad)
-
-    def save(ctx, inputs, output):
-        query, key, value, *ctx.options = inputs
-        ctx.save_for_backward(query, key, value, output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx, grad, _):
-        needs_grad = ctx.needs_input_grad[:3]
-        if grad is None:
-            return None, None, None, None, None
-        grads = torch.ops.sapa_mm._point_affiliation_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
-        return needed_gradients(grads, needs_grad, ctx.options)
-
-    torch.library.register_autograd('sapa_mm::point_affiliation', backward, setup_context=save)
-    no_double_backward('_point_affiliation_backward')
-
-
-if is_loaded():
-    _register()

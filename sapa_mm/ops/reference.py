@@ -24,14 +24,7 @@ from .checks import (
     check_point_affiliation,
     check_scores,
 )
-
-#: Added to the sum of the weights by the normalisations that can reach zero; the ablation that has them names no value.
-EPS = 1e-6
-
-
-def cell_of(size: int, cells: int, device=None) -> Tensor:
-    """Cell of every position along one axis: ``floor(position * cells / size)``, ``(size,)`` int64."""
-    return torch.arange(size, device=device) * cells // size
+from .maps import EPS, accumulation_dtype, cell_of, memory_format
 
 
 class _Axis:
@@ -73,28 +66,11 @@ class _Cells:
         return self.columns.scatter(self.rows.scatter(x, 2), 3)
 
 
-def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Repeat every position of ``(N, C, h, w)`` over the positions of its cell: ``(N, C, H, W)``.
-
-    ``F.interpolate(mode='nearest')`` is faster but finds the cell by a float32 ratio, exact for powers of two.
-    """
-    ratios = [s // c if c and s % c == 0 else 0 for s, c in zip(size, x.shape[2:])]
-    if all(r > 0 and r & (r - 1) == 0 for r in ratios):
-        return x if ratios == [1, 1] else F.interpolate(x, size=size)
-    rows, columns = (cell_of(s, c, x.device) for s, c in zip(size, x.shape[2:]))
-    return x.index_select(2, rows).index_select(3, columns)
-
-
 def _unfold(x: Tensor, kernel_size: int) -> Tensor:
     """Windows of a map, zeros outside: ``(N, C, h, w)`` -> ``(N, C, K*K, h, w)``."""
     radius = kernel_size // 2
     x = F.pad(x, (radius,) * 4).unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
     return x.flatten(4).movedim(4, 2)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _empty(x: Tensor, *inputs: Tensor) -> Tensor:
@@ -141,7 +117,7 @@ def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups:
     weights = cells.group(kernels.to(dtype)).unflatten(1, (groups, kernel_size**2))
     windows = _unfold(feature.to(dtype), kernel_size).unflatten(1, (groups, -1))
     assembled = torch.einsum('ngkhwq,ngckhw->ngchwq', weights, windows).flatten(1, 2)
-    return cells.ungroup(assembled).to(feature.dtype)
+    return cells.ungroup(assembled).to(feature.dtype, memory_format=memory_format(feature))
 
 
 def point_affiliation(
@@ -151,19 +127,19 @@ def point_affiliation(
     check_point_affiliation(query, key, value, kernel_size, normalization)
     dtype = accumulation_dtype(query.dtype)
     kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization)
-    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype)
+    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype, memory_format=memory_format(value))
 
 
 def _sample(x: Tensor, offset: Tensor, groups: int) -> Tensor:
     """Bilinear samples at ``offset`` from the cells, zeros outside: ``(N, groups, C / groups, points, H, W)``."""
     places = offset.unflatten(1, (groups, -1, 2))
     rows, columns = (cell_of(s, c, x.device) for s, c in zip(offset.shape[2:], x.shape[2:]))
+    # Outside all is zero, however far; grid_sample turns positions into integers, and far ones overflow.
+    columns = (places[:, :, :, 0] + columns).clamp(-2, x.shape[3] + 1)
+    rows = (places[:, :, :, 1] + rows[:, None]).clamp(-2, x.shape[2] + 1)
     # grid_sample's -1 and 1 are the outer borders of the outer positions.
-    grid = (
-        torch.stack([(places[:, :, :, 0] + columns) * 2 + 1, (places[:, :, :, 1] + rows[:, None]) * 2 + 1], -1)
-        / x.new_tensor([x.shape[3], x.shape[2]])
-        - 1
-    )  # (N, groups, points, H, W, 2)
+    size = x.new_tensor([x.shape[3], x.shape[2]])
+    grid = (torch.stack([columns, rows], -1) * 2 + 1) / size - 1  # (N, groups, points, H, W, 2)
     samples = F.grid_sample(
         x.unflatten(1, (groups, -1)).flatten(0, 1), grid.flatten(2, 3).flatten(0, 1), align_corners=False
     )
@@ -190,17 +166,26 @@ def deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups
         return _empty(feature.new_zeros((*feature.shape[:2], *offset.shape[2:])), feature, kernels, offset)
     kernels = kernels.to(dtype).unflatten(1, (groups, -1))
     samples = _sample(feature.to(dtype), offset.to(dtype), groups)
-    return torch.einsum('ngphw,ngcphw->ngchw', kernels, samples).flatten(1, 2).to(feature.dtype)
+    assembled = torch.einsum('ngphw,ngcphw->ngchw', kernels, samples).flatten(1, 2)
+    return assembled.to(feature.dtype, memory_format=memory_format(feature))
 
 
 def channel_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """LayerNorm over channels. See :mod:`sapa_mm.ops`."""
     check_channel_norm(x, weight, bias)
-    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, eps).movedim(-1, 1)
+    dtype = accumulation_dtype(x.dtype)
+    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+    output = F.layer_norm(x.movedim(1, -1).to(dtype), x.shape[1:2], weight, bias, eps).movedim(-1, 1)
+    return output.to(x.dtype, memory_format=memory_format(x))
 
 
 def norm_projection(x: Tensor, matrix: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
     """LayerNorm over channels, then a 1x1 convolution. See :mod:`sapa_mm.ops`."""
     check_norm_projection(x, matrix, shift)
-    normalised = channel_norm(x.to(matrix.dtype), eps=eps)
-    return F.conv2d(normalised, matrix[:, :, None, None], shift).to(x.dtype)
+    wide = x.to(matrix.dtype)
+    rstd = (wide.var(1, unbiased=False, keepdim=True) + eps).rsqrt()
+    # The mean leaves through the matrix, not the map: no normalised map is written. A product of matrices and no
+    # convolution: CUDA computes those of float32 in TF32 unless told not to.
+    centred = (matrix - matrix.mean(1, keepdim=True)).expand(x.shape[0], -1, -1)
+    projected = torch.bmm(centred, wide.flatten(2)).view(x.shape[0], matrix.shape[0], *x.shape[2:])
+    return (projected * rstd + shift[:, None, None]).to(x.dtype, memory_format=memory_format(x))

@@ -1,63 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiled operators have in common on the Python side: fake kernels and autograd.
+"""How the compiled operators are differentiated: each is one node of autograd's graph.
 
-Registered through :mod:`torch.library`, so that ``torch.compile`` and the dispatcher see one node each.
+``torch.library.register_autograd`` came with torch 2.4, drops tangents of forward mode without a word, and does no more
+than this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-# torch 2.4 renamed impl_abstract, and gave operators of C++ libraries register_autograd.
-register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+_LIBRARY = torch.library.Library('sapa_mm', 'IMPL')
 
 
-def register_backward(name: str, tensors: int) -> None:
+def count_tensors(name: str) -> int:
+    """How many tensors ``sapa_mm::name`` takes; they stand before its options."""
+    schema = getattr(torch.ops.sapa_mm, name).default._schema
+    return sum('Tensor' in str(argument.type) for argument in schema.arguments)
+
+
+def register_backward(name: str) -> None:
     """Differentiate ``sapa_mm::name`` by ``sapa_mm::_name_backward``, and that not at all.
 
-    The backward takes the gradient of the output, all arguments of the operator (of which the first ``tensors`` are
-    tensors) and which gradients are needed; it returns one for each tensor, empty where not needed.
+    The backward takes the gradient of the first output, the tensors, the other outputs (saved and without gradients),
+    the options, and which gradients are needed; it returns one for each tensor, empty where not needed.
     """
+    tensors = count_tensors(name)
+    run_backward = getattr(torch.ops.sapa_mm, f'_{name}_backward').default
 
-    def save(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:tensors])
-        ctx.options = inputs[tensors:]
+    def save(ctx, arguments: Sequence, output) -> None:
+        saved = output[1:] if isinstance(output, tuple) else ()
+        ctx.save_for_backward(*arguments[:tensors], *saved)
+        ctx.options = arguments[tensors:]
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
 
-    def backward(ctx, grad):
+    def backward(ctx, grad, *_):
         needs_grad = ctx.needs_input_grad[:tensors]
-        run = getattr(torch.ops.sapa_mm, f'_{name}_backward')
-        grads = run(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
-        return needed_gradients(grads, needs_grad, ctx.options)
-
-    torch.library.register_autograd(f'sapa_mm::{name}', backward, setup_context=save)
-    no_double_backward(f'_{name}_backward')
-
-
-def needed_gradients(grads: Sequence[torch.Tensor], needs_grad: Sequence[bool], options: Sequence) -> tuple:
-    """What autograd wants from a backward: None where not needed, and for options."""
-    return (*(g if needed else None for g, needed in zip(grads, needs_grad)), *(None for _ in options))
-
-
-def fake_gradients(inputs: Sequence[torch.Tensor], needs_grad: Sequence[bool]) -> tuple[torch.Tensor, ...]:
-    """What a backward operator returns, without values."""
-    return tuple(
-        torch.empty_like(x, memory_format=memory_format(x)) if needed else x.new_empty(0)
-        for x, needed in zip(inputs, needs_grad)
-    )
-
-
-def no_double_backward(name: str) -> None:
-    """Make the gradient of a backward operator an error; without a formula torch would return zeros."""
+        grads = (None,) * tensors
+        if grad is not None:
+            grads = run_backward(grad, *ctx.saved_tensors, *ctx.options, needs_grad)
+        return (*(g if needed else None for g, needed in zip(grads, needs_grad)), *(None for _ in ctx.options))
 
     def refuse(ctx, *grads):
+        # without a formula torch would return zeros
         raise NotImplementedError(
-            f'sapa_mm::{name} has no second derivative; sapa_mm.ops.reference can be differentiated twice'
+            f'sapa_mm::_{name}_backward has no second derivative; sapa_mm.ops.reference can be differentiated twice'
         )
 
-    torch.library.register_autograd(f'sapa_mm::{name}', refuse)
+    _register(name, save, backward)
+    _register(f'_{name}_backward', lambda *_: None, refuse)
 
 
-def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """The memory format that an output takes from ``x``."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _register(name: str, save: Callable, backward: Callable) -> None:
+    operator = getattr(torch.ops.sapa_mm, name).default
+
+    def forward(ctx, *arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator(*arguments)
+        save(ctx, arguments, output)
+        return output
+
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(f'sapa_mm::{name} has no forward-mode derivative')
+
+    methods = dict(forward=forward, backward=backward, jvp=jvp)
+    function = type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
+    _LIBRARY.impl(name, function.apply, 'Autograd')

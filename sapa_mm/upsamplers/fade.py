@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
-from ..ops.reference import nearest
+from ..ops.maps import nearest
 from ..registry import MODELS
 from ..state_dict import rename_prefix
 from .base import BaseUpsampler, require_positive_int

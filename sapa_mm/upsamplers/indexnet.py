@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.reference import nearest
+from ..ops.maps import nearest
 from ..registry import MODELS
 from ..state_dict import rename_prefix
 from .base import BaseUpsampler, pixel_shuffle, require_choice

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import affiliation_kernels, channel_norm, norm_projection, point_affiliation
 from ..ops.checks import check_kernel_size, check_normalization
-from ..ops.reference import accumulation_dtype, nearest
+from ..ops.maps import accumulation_dtype, nearest
 from ..registry import MODELS
 from .base import BaseUpsampler, require_choice, require_positive_int
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import deformable_assembly, deformable_scores
-from ..ops.reference import cell_of, nearest
+from ..ops.maps import cell_of, nearest
 from ..registry import MODELS
 from .base import BaseUpsampler, pixel_shuffle, require_choice, require_positive_int
 from .sapa import NORMS, make_norm

@@ -51,6 +51,19 @@ def compare_with_reference(function, reference, inputs, *options, gradients=True
         assert_close(a.cpu(), e, dtype, f'gradient of input {i}')
 
 
+def assert_single_gradient(function, reference, inputs, which, *options):
+    """With one input that requires a gradient it alone gets one: that of ``reference`` in float64, up to rounding."""
+    leaves = [x.detach().requires_grad_(i == which) for i, x in enumerate(inputs)]
+    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    output, expected = function(*leaves, *options), reference(*exact, *options)
+    (cotangent,) = random_maps(output.shape, dtype=output.dtype, seed=1)
+    output.backward(cotangent.to(output.device))
+    assert [x.grad is not None for x in leaves] == [i == which for i in range(len(leaves))]
+    (wanted,) = torch.autograd.grad(expected, exact[which], cotangent.double())
+    assert wanted.any()
+    assert_close(leaves[which].grad.cpu(), wanted, inputs[which].dtype, f'gradient of input {which} alone')
+
+
 def assert_same_bits_for_any_threads(function, inputs):
     """Output and gradients of ``function`` repeat bit for bit, whatever the number of threads."""
     threads = torch.get_num_threads()

@@ -6,6 +6,7 @@ from helpers import (
     TOLERANCE,
     assert_close,
     assert_same_bits_for_any_threads,
+    assert_single_gradient,
     compare_with_reference,
     needs_native,
     random_maps,
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from sapa_mm.ops import affiliation_kernels, point_affiliation, reference
 from sapa_mm.ops.checks import NORMALIZATIONS
+from sapa_mm.ops.maps import cell_of
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -94,14 +96,7 @@ def test_non_contiguous(which, device):
 @pytest.mark.parametrize('which', range(3))
 def test_single_input_requires_grad(which, device):
     inputs = make_inputs(1, 3, 4, (3, 4), (6, 9), device=device)
-    (cotangent,) = random_maps((1, 4, 6, 9), seed=1, device=device)
-    grads = []
-    for function in (point_affiliation, reference.point_affiliation):
-        leaves = [x.clone().requires_grad_(i == which) for i, x in enumerate(inputs)]
-        function(*leaves).backward(cotangent)
-        assert [x.grad is not None for x in leaves] == [i == which for i in range(3)]
-        grads.append(leaves[which].grad)
-    assert_close(grads[0], grads[1], torch.float64)
+    assert_single_gradient(point_affiliation, reference.point_affiliation, inputs, which)
 
 
 @pytest.mark.parametrize('normalization', ['softmax', 'sigmoid', 'softplus'])
@@ -130,8 +125,8 @@ def test_non_finite_values_stay_in_their_windows(which, bad, size, device):
     (key if which == 'key' else value)[0, 1, 4, 10] = bad
     leaves = [x.requires_grad_() for x in (query, key, value)]
     output = point_affiliation(*leaves)
-    rows = reference.cell_of(size[0], 9)
-    columns = reference.cell_of(size[1], 11)
+    rows = cell_of(size[0], 9)
+    columns = cell_of(size[1], 11)
     touched = ((rows - 4).abs() <= 2)[:, None] & ((columns - 10).abs() <= 2)[None]
     finite = output.detach().isfinite().all(1)[0].cpu()
     if which == 'key' and bad == float('inf'):  # a score of -inf is a weight of 0, not NaN
@@ -163,25 +158,6 @@ def test_large_scores_do_not_overflow(dtype):
 def test_repeats_and_thread_counts_give_the_same_bits(size):
     inputs = make_inputs(2, 7, 33, (33, 130), size, dtype=torch.float32)
     assert_same_bits_for_any_threads(point_affiliation, inputs)
-
-
-@needs_native
-def test_opcheck():
-    inputs = [x.requires_grad_() for x in make_inputs(1, 3, 4, (3, 4), (7, 8), dtype=torch.float32)]
-    for memory_format in FORMATS:
-        arguments = [x.detach().to(memory_format=memory_format).requires_grad_() for x in inputs]
-        torch.library.opcheck(torch.ops.sapa_mm.point_affiliation.default, (*arguments, 3, 0))
-    output, normalizer = torch.ops.sapa_mm.point_affiliation(*[x.detach() for x in inputs], 3, 0)
-    arguments = (torch.ones_like(output), *[x.detach() for x in inputs], normalizer, 3, 0, (True, False, True))
-    torch.library.opcheck(torch.ops.sapa_mm._point_affiliation_backward.default, arguments)
-
-
-@needs_native
-def test_double_backward_raises():
-    inputs = [x.requires_grad_() for x in make_inputs(1, 2, 2, (2, 2), (4, 4))]
-    grads = torch.autograd.grad(point_affiliation(*inputs).square().sum(), inputs, create_graph=True)
-    with pytest.raises(NotImplementedError, match='no second derivative'):
-        grads[0].sum().backward()
 
 
 @needs_native

@@ -78,20 +78,6 @@ def test_point_affiliation_is_kernels_then_assembly():
     assert torch.allclose(reference.point_affiliation(query, key, value, 5), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize('size', [(3, 5), (6, 10), (12, 40), (9, 10), (9, 15), (7, 11), (2, 5), (1, 1)])
-def test_nearest(size):
-    (x,) = random_maps((1, 2, 3, 5))
-    expected = [[x[:, :, i * 3 // size[0], j * 5 // size[1]] for j in range(size[1])] for i in range(size[0])]
-    assert torch.equal(reference.nearest(x, size), torch.stack([torch.stack(row, -1) for row in expected], -2))
-
-
-def test_cells_are_exact():
-    for size in range(1, 80):
-        for cells in range(1, 40):
-            expected = [math.floor(p * cells / size) for p in range(size)]  # exact: the products are small integers
-            assert reference.cell_of(size, cells).tolist() == expected
-
-
 def loop_sample(x, row, column):
     """Bilinear sample of ``(C, h, w)``; each of the four taps counts if it is inside."""
     out = torch.zeros(x.shape[0], dtype=x.dtype)

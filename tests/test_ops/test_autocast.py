@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rule of autocast for all operators, compiled or not."""
+
+import pytest
+import torch
+from cases import CASES, inputs_of
+from helpers import assert_close, needs_native, random_maps
+
+from sapa_mm import ops
+from sapa_mm.ops import library, reference
+
+# before torch 2.4, autocast on the CPU knew bfloat16 only
+LOW_DTYPES = [torch.bfloat16, torch.float16] if hasattr(torch, 'get_autocast_dtype') else [torch.bfloat16]
+
+
+def call(function, name, inputs):
+    options = ('softmax' if name == 'point_affiliation' and i == 1 else o for i, o in enumerate(CASES[name][1]))
+    return function(*inputs, *options)
+
+
+def run(name, inputs, dtype):
+    with torch.autocast('cpu', dtype=dtype):
+        output = call(getattr(ops, name), name, inputs)
+    (cotangent,) = random_maps(output.shape, dtype=output.dtype, seed=1)
+    return output, torch.autograd.grad(output, inputs, cotangent), cotangent
+
+
+@needs_native
+@pytest.mark.parametrize('dtype', LOW_DTYPES)
+@pytest.mark.parametrize('name', CASES)
+def test_native_and_fallback_agree(name, dtype, monkeypatch):
+    """With the maps in the dtype of autocast, the parameters of a norm in their own, the gradients in their inputs'."""
+    inputs = [(3 * x + 1).detach().requires_grad_() for x in inputs_of(name)]
+    native, native_grads, cotangent = run(name, inputs, dtype)
+    monkeypatch.setitem(library.native_devices, name, ())
+    fallback, fallback_grads, _ = run(name, inputs, dtype)
+    exact = [(x.to(dtype) if x.dim() == 4 else x).detach().double().requires_grad_() for x in inputs]
+    expected = call(getattr(reference, name), name, exact)
+    expected_grads = torch.autograd.grad(expected, exact, cotangent.double())
+    assert native.dtype == fallback.dtype == (torch.float32 if name == 'deformable_scores' else dtype)
+    for what, output, grads in (('native', native, native_grads), ('fallback', fallback, fallback_grads)):
+        assert_close(output.detach(), expected.detach(), output.dtype, what)
+        for x, grad, e in zip(inputs, grads, expected_grads):
+            assert grad.dtype == torch.float32
+            assert_close(grad, e, dtype if x.dim() == 4 else torch.float32, f'{what}, gradient')
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_float64_stays(name):
+    inputs = inputs_of(name, dtype=torch.float64)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert call(getattr(ops, name), name, inputs).dtype == torch.float64
