@@ -8,10 +8,7 @@ A result takes the layout of the map that it follows, and a gradient that of its
 import torch
 
 from .maps import accumulation_dtype, memory_format
-from .registration import count_tensors
-
-# torch 2.4 renamed it.
-register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+from .registration import count_tensors, register_fake
 
 
 def empty_like(x, shape, dtype=None, layout=torch.contiguous_format):
@@ -22,33 +19,33 @@ def sums_like(x, *shape):
     return empty_like(x, shape, accumulation_dtype(x.dtype))
 
 
-@register_fake('sapa_mm::point_affiliation')
+@register_fake('point_affiliation')
 def _(query, key, value, kernel_size, normalization):
     output = empty_like(value, (*value.shape[:2], *query.shape[2:]), layout=memory_format(value))
     return output, sums_like(query, query.shape[0], *query.shape[2:])
 
 
-@register_fake('sapa_mm::feature_assembly')
+@register_fake('feature_assembly')
 def _(feature, kernels, kernel_size, groups):
     return empty_like(feature, (*feature.shape[:2], *kernels.shape[2:]), layout=memory_format(feature))
 
 
-@register_fake('sapa_mm::deformable_scores')
+@register_fake('deformable_scores')
 def _(query, key, offset, groups):
     return sums_like(query, offset.shape[0], offset.shape[1] // 2, *offset.shape[2:])
 
 
-@register_fake('sapa_mm::deformable_assembly')
+@register_fake('deformable_assembly')
 def _(feature, kernels, offset, groups):
     return empty_like(feature, (*feature.shape[:2], *offset.shape[2:]), layout=memory_format(feature))
 
 
-@register_fake('sapa_mm::channel_norm')
+@register_fake('channel_norm')
 def _(x, weight, bias, eps):
     return empty_like(x, x.shape), *moments(x)
 
 
-@register_fake('sapa_mm::norm_projection')
+@register_fake('norm_projection')
 def _(x, matrix, shift, eps):
     return empty_like(x, (x.shape[0], matrix.shape[0], *x.shape[2:])), *moments(x)
 
@@ -60,7 +57,7 @@ def moments(x):
 def register_gradients(name, layout_of):
     tensors = count_tensors(name)
 
-    @register_fake(f'sapa_mm::_{name}_backward')
+    @register_fake(f'_{name}_backward')
     def _(grad, *arguments):
         inputs, needs_grad = arguments[:tensors], arguments[-1]
 

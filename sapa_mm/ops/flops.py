@@ -95,14 +95,20 @@ MACS: dict[str, Callable[..., int]] = {
 
 def register_with_torch() -> None:
     """Let ``torch.utils.flop_counter.FlopCounterMode`` see the compiled operators; it counts two per product."""
-    from torch.utils.flop_counter import register_flop_formula
+    from torch.utils import flop_counter
 
+    # Its public registration came with torch 2.2 and gives formulas what this table gave them: shapes.
+    register = getattr(flop_counter, 'register_flop_formula', None)
     for name, macs in MACS.items():
 
         def flops(*args, out_shape=None, macs=macs, **kwargs) -> int:
             return 2 * macs(*args, **kwargs)
 
-        register_flop_formula(getattr(torch.ops.sapa_mm, name))(flops)
+        operator = getattr(torch.ops.sapa_mm, name)
+        if register:
+            register(operator)(flops)
+        else:
+            flop_counter.flop_mapping[operator] = flops
 
 
 def register_with_mmengine() -> None:

@@ -15,8 +15,8 @@ OPERATORS = (
     'norm_projection',
 )
 
-#: Fake kernels in Python came with torch 2.1.
-torch_is_too_old = not (hasattr(torch.library, 'register_fake') or hasattr(torch.library, 'impl_abstract'))
+#: Nothing older was tried; pip refuses it too.
+torch_is_too_old = tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 1)
 
 
 def _load() -> str | None:

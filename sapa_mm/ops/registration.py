@@ -12,6 +12,14 @@ import torch
 _LIBRARY = torch.library.Library('sapa_mm', 'IMPL')
 
 
+def register_fake(name: str) -> Callable:
+    """Decorate what tells sizes, dtypes and layouts of the results of ``sapa_mm::name``."""
+    if hasattr(torch.library, 'register_fake'):
+        return torch.library.register_fake(f'sapa_mm::{name}')
+    # before torch 2.4 the kernel of the meta device is the fake one
+    return lambda function: _LIBRARY.impl(name, function, 'Meta')
+
+
 def count_tensors(name: str) -> int:
     """How many tensors ``sapa_mm::name`` takes; they stand before its options."""
     schema = getattr(torch.ops.sapa_mm, name).default._schema

@@ -41,15 +41,19 @@ def train(function, module, inputs):
 
 
 class Checked(torch.fx.Interpreter):
-    """Runs a graph and holds every result against what the fake kernels said of it."""
+    """Runs a graph and holds the results of our operators against what their fake kernels said.
+
+    Torch's own get the strides that were foretold, as inductor sees to it: its convolutions do not keep to them.
+    """
 
     def run_node(self, node):
-        result = super().run_node(node)
-        fake = node.meta.get('val')
-        for real, expected in zip(*([x] if isinstance(x, torch.Tensor) else x or [] for x in (result, fake))):
-            if isinstance(real, torch.Tensor):
+        result, fake = super().run_node(node), node.meta.get('val')
+        if 'sapa_mm' in str(node.target):
+            for real, expected in zip(*(x if isinstance(x, (tuple, list)) else [x] for x in (result, fake))):
                 found, wanted = ((x.shape, x.dtype, x.stride()) for x in (real, expected))
                 assert found == wanted, f'{node.format_node()}: {found}, the fake kernel says {wanted}'
+        elif isinstance(result, torch.Tensor) and result.stride() != fake.stride():
+            result = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype).copy_(result)
         return result
 
 
