@@ -28,9 +28,11 @@ def autocast_inputs(function):
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if device not in ('cpu', 'cuda') or not _is_enabled(device):
+        # no `next` with a default: torch 2.1 cannot compile it
+        devices = [a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if not devices or devices[0] not in ('cpu', 'cuda') or not _is_enabled(devices[0]):
             return function(*args, **kwargs)
+        device = devices[0]
         dtype = _dtype(device)
 
         def cast(x):

@@ -12,6 +12,9 @@ DEVICES = [
 ]
 needs_native = pytest.mark.skipif(backend() != 'native', reason='the compiled operators are not there')
 
+#: Of autocast on the CPU: before torch 2.4 it knew bfloat16 only
+LOW_DTYPES = [torch.bfloat16, torch.float16] if hasattr(torch, 'get_autocast_dtype') else [torch.bfloat16]
+
 #: Largest error over largest value, against float64: a few roundings of the result, and of the sums behind it.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

@@ -4,13 +4,10 @@
 import pytest
 import torch
 from cases import CASES, inputs_of
-from helpers import assert_close, needs_native, random_maps
+from helpers import LOW_DTYPES, assert_close, needs_native, random_maps
 
 from sapa_mm import ops
 from sapa_mm.ops import library, reference
-
-# before torch 2.4, autocast on the CPU knew bfloat16 only
-LOW_DTYPES = [torch.bfloat16, torch.float16] if hasattr(torch, 'get_autocast_dtype') else [torch.bfloat16]
 
 
 def call(function, name, inputs):

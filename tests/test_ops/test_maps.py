@@ -24,6 +24,7 @@ def test_cells_are_exact():
             assert cell_of(size, cells).tolist() == expected
 
 
+@pytest.mark.skipif(not hasattr(torch.library, 'register_fake'), reason='the twin of torch 2.1 strays from its own C++')
 def test_memory_format_is_that_of_torch():
     found = set()
     for shape in itertools.product((0, 1, 3), repeat=4):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers import (
     DEVICES,
+    LOW_DTYPES,
     TOLERANCE,
     assert_close,
     assert_same_bits_for_any_threads,
@@ -167,7 +168,7 @@ def test_compiles_without_a_graph_break():
     assert torch.equal(compiled(*inputs), point_affiliation(*inputs))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', LOW_DTYPES)
 def test_autocast_casts_all_inputs(dtype):
     query, key, value = make_inputs(1, 4, 5, (3, 4), (6, 8), dtype=torch.float32)
     inputs = [query.to(dtype), key.requires_grad_(), value]
