@@ -10,6 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import argparse
 import os.path as osp
 import pickle
+import re
 import sys
 import zipfile
 from contextlib import nullcontext
@@ -100,7 +101,9 @@ def check_checkpoint(path, resume=False):
     try:
         content = read_checkpoint(path)
     except Exception as error:  # torch raises half a dozen types, KeyError and UnicodeDecodeError among them
-        if isinstance(error, pickle.UnpicklingError) and 'nsupported global' in str(error):
+        # torch 2.1 says "Unsupported class", later ones "Unsupported global"
+        foreign = isinstance(error, pickle.UnpicklingError) and re.search('nsupported (class|global)', str(error))
+        if foreign:
             print(
                 f'warning: {path} holds more than tensors and plain values; reading it can run code that it brings '
                 'along. Go on only if you trust where it comes from.',

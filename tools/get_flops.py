@@ -26,12 +26,14 @@ from _common import fail, read_config, register_toolbox  # before torch: sets ho
 import torch
 from mmengine.config import DictAction
 from mmengine.registry import MODELS, DefaultScope
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sapa_mm.ops  # noqa: F401  # its formulas
 
 aten = torch.ops.aten
+#: Operators that torch has a formula for; torch 2.1 calls the table by another name.
+COUNTED_BY_TORCH = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
 #: Make or move numbers without arithmetic; views need no entry.
 MOVES = (
     '_to_copy arange cat clone constant_pad_nd contiguous copy_ empty eye fill fill_ full full_like gather index '
@@ -86,7 +88,7 @@ def count(model: torch.nn.Module, run) -> Cost:
         run: Called without arguments; uses ``model``.
     """
     cost = Cost()
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
     def watch(name, module):
         forward = module.forward
@@ -121,7 +123,7 @@ def count(model: torch.nn.Module, run) -> Cost:
             )
     for operator, calls in seen.calls.items():
         name = operator.__name__
-        if operator not in flop_registry and operator not in FORMULAS and name not in MOVES:
+        if operator not in COUNTED_BY_TORCH and operator not in FORMULAS and name not in MOVES:
             cost.not_counted[str(operator).replace('.', '::')] += calls
     return cost
 

@@ -155,7 +155,8 @@ def deformable_scores(query: Tensor, key: Tensor, offset: Tensor, groups: int = 
         shape = (offset.shape[0], offset.shape[1] // 2, *offset.shape[2:])
         return _empty(query.new_zeros(shape), query, key, offset)
     query = query.unflatten(1, (groups, -1))
-    return torch.einsum('ngdhw,ngdphw->ngphw', query, _sample(key, offset, groups)).flatten(1, 2)
+    scores = torch.einsum('ngdhw,ngdphw->ngphw', query, _sample(key, offset, groups))
+    return scores.flatten(1, 2).contiguous()
 
 
 def deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
