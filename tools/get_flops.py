@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from math import prod
 
@@ -108,13 +108,8 @@ def count(model: torch.nn.Module, run) -> Cost:
     for name, module in model.named_modules():
         watch(name, module)
     # the fused kernels of attention on a CPU have no formula, the plain ones consist of products
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), _plain_attention(), counter, _Calls() as seen:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    with torch.no_grad(), _plain_attention(), counter, _Calls() as seen:
+        run()
     cost.macs = counter.get_total_flops() // 2
     for name, module in reversed(list(model.named_modules())):
         if name not in cost.modules:  # a list of modules, which never runs itself
@@ -128,12 +123,24 @@ def count(model: torch.nn.Module, run) -> Cost:
     return cost
 
 
+@contextmanager
 def _plain_attention():
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError:  # before torch 2.3
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
+        plain = torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
+    else:
+        plain = sdpa_kernel(SDPBackend.MATH)
+    mha = getattr(torch.backends, 'mha', None)  # torch 2.1 has no switch for it
+    fast = mha and mha.get_fastpath_enabled()
+    if mha:
+        mha.set_fastpath_enabled(False)
+    try:
+        with plain:
+            yield
+    finally:
+        if mha:
+            mha.set_fastpath_enabled(fast)
 
 
 def build_model(cfg) -> torch.nn.Module:
