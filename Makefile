@@ -2,12 +2,13 @@
 # The two commands of a fresh clone are `make demo` and `make test`; both set up what they need in .venv.
 PYTHON ?= python3
 VENV ?= .venv
+CLASSIC_VENV ?= .venv-classic
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 CXX_SOURCES = $(shell find ops tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' 2>/dev/null)
 export PYTHON VENV
 
-.PHONY: help demo test test-sanitized setup lint format check-cuda doctor clean clean-venv
+.PHONY: help demo test test-classic test-sanitized setup lint format check-cuda doctor clean clean-venv
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,6 +20,14 @@ demo: ## set up, train SegFormer-B0 with SAPA on a generated data set, test it, 
 test: ## set up (first time: compiles mmcv's ops, 10-15 minutes) and run the tests; PYTEST_ARGS=...
 	@tools/setup_env.sh test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+# pytest and not python -m pytest: the latter would put the checkout, and the operators that `make test` compiled there,
+# before the installed package.
+test-classic: ## the same on the classic stack (torch 2.1, mmcv 2.1; in .venv-classic), then without the native operators
+	@VENV=$(CLASSIC_VENV) tools/setup_env.sh classic
+	@$(CLASSIC_VENV)/bin/python -I -c "from sapa_mm.ops.library import unavailable_reason as r; raise SystemExit(r)"
+	OMP_WAIT_POLICY=PASSIVE $(CLASSIC_VENV)/bin/pytest -n auto --dist worksteal $(PYTEST_ARGS)
+	SAPA_MM_WITH_OPS=0 OMP_WAIT_POLICY=PASSIVE $(CLASSIC_VENV)/bin/pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 # The library is built beside a copy of the package, so that the installed one stays as it is. Leaks are not looked for:
 # the interpreter's own would drown them.
@@ -55,8 +64,8 @@ doctor: ## say what is installed, what is missing and what mends it
 
 clean: ## remove what builds and test runs leave
 	rm -rf build dist *.egg-info sapa_mm/*.so sapa_mm/.mim .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(CLASSIC_VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(VENV)/sapa_mm-stamps/package
 
-clean-venv: ## remove the virtual environment (compiled mmcv wheels stay in ~/.cache/sapa_mm)
-	rm -rf $(VENV)
+clean-venv: ## remove the virtual environments (compiled mmcv wheels stay in ~/.cache/sapa_mm)
+	rm -rf $(VENV) $(CLASSIC_VENV)

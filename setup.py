@@ -2,7 +2,8 @@
 """Builds the optional native ops and fills ``sapa_mm/.mim``; the metadata is in pyproject.toml.
 
 Environment variables:
-    SAPA_MM_WITH_OPS=0    install without native ops (the plain torch reference serves)
+    SAPA_MM_WITH_OPS=0    install without native ops (the plain torch reference serves; when importing the package
+                          it sets aside those that are installed)
     FORCE_CUDA=1 | 0      build the CUDA kernels without asking what torch is, or leave them out
     TORCH_CUDA_ARCH_LIST  architectures of the CUDA kernels (default below)
     DEBUG=1               no optimisation, debug symbols
@@ -11,7 +12,9 @@ Environment variables:
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -30,6 +33,20 @@ def say(message):
     print(f'[sapa_mm] {message}', file=sys.stderr, flush=True)
 
 
+def toolkit_fits(home, version):
+    """Whether nvcc is of torch's major version of CUDA; torch refuses any other, and the CPU's operators with it."""
+    try:
+        found = subprocess.run([Path(home, 'bin', 'nvcc'), '--version'], capture_output=True, text=True).stdout
+    except OSError as error:
+        say(f'no CUDA kernels: {error}')
+        return False
+    release = re.search(r'release (\d+)', found)
+    if release and release[1] == version.split('.')[0]:
+        return True
+    say(f'no CUDA kernels: torch was built with CUDA {version}, {home} has {release[0] if release else "no nvcc"}')
+    return False
+
+
 def native_extension():
     """The one extension and its build command, or ``(None, None)`` and a line that says why not."""
     if os.environ.get('SAPA_MM_WITH_OPS', '1') == '0':
@@ -45,7 +62,9 @@ def native_extension():
         return say(f'torch cannot be imported here ({error}): {REFERENCE}. Use pip --no-build-isolation'), None
 
     force = os.environ.get('FORCE_CUDA')
-    cuda = bool(cuda_sources) and force != '0' and (force == '1' or bool(torch.version.cuda and CUDA_HOME))
+    cuda = bool(cuda_sources) and force != '0'
+    if cuda and force != '1':
+        cuda = bool(torch.version.cuda and CUDA_HOME) and toolkit_fits(CUDA_HOME, torch.version.cuda)
     debug = os.environ.get('DEBUG', '0') == '1'
     windows = os.name == 'nt'
     # torch adds the C++ standard its headers need. at::parallel_for is a template: without OpenMP it runs serially. The

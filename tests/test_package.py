@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What importing the package brings along, what it says where something is missing, data sets and the doctor."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +25,9 @@ importlib.util.find_spec = lambda name, *args: None if name == 'sapa_mm._C' else
 
 def run(code, *args, block=(), status=0):
     """Run Python code in a process of its own and return what it prints."""
-    environment = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     done = subprocess.run(
         [sys.executable, '-c', BLOCK.format(names=tuple(block)) + code, *map(str, args)],
-        env=environment, capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == status, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout

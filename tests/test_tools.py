@@ -89,11 +89,8 @@ def config(tmp_path_factory):
 
 
 def command(tool, *args):
-    environment = dict(
-        os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
-    )
     return [sys.executable, str(TOOLS / tool), *map(str, args)], dict(
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        env=dict(os.environ, OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

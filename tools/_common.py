@@ -122,7 +122,8 @@ def find_fault(path, resume=False, trust=False):
     try:
         content = read_checkpoint(path)
     except Exception as error:  # torch raises half a dozen types, KeyError and UnicodeDecodeError among them
-        if isinstance(error, pickle.UnpicklingError) and 'nsupported global' in str(error):
+        # torch 2.1 says "Unsupported class", later ones "Unsupported global"
+        if isinstance(error, pickle.UnpicklingError) and re.search('nsupported (class|global)', str(error)):
             danger = (
                 f'the checkpoint {path} holds more than tensors and plain values: reading it can run code of its own'
             )

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from math import prod
 
@@ -26,12 +26,14 @@ from _common import fail, read_config, register_toolbox  # before torch: sets ho
 import torch
 from mmengine.config import DictAction
 from mmengine.registry import MODELS, DefaultScope
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sapa_mm.ops  # noqa: F401  # its formulas
 
 aten = torch.ops.aten
+#: Operators that torch has a formula for; torch 2.1 calls the table by another name.
+COUNTED_BY_TORCH = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
 #: Make or move numbers without arithmetic; views need no entry.
 MOVES = (
     '_to_copy arange cat clone constant_pad_nd contiguous copy_ empty eye fill fill_ full full_like gather index '
@@ -86,7 +88,7 @@ def count(model: torch.nn.Module, run) -> Cost:
         run: Called without arguments; uses ``model``.
     """
     cost = Cost()
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
     def watch(name, module):
         forward = module.forward
@@ -106,13 +108,8 @@ def count(model: torch.nn.Module, run) -> Cost:
     for name, module in model.named_modules():
         watch(name, module)
     # the fused kernels of attention on a CPU have no formula, the plain ones consist of products
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), _plain_attention(), counter, _Calls() as seen:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    with torch.no_grad(), _plain_attention(), counter, _Calls() as seen:
+        run()
     cost.macs = counter.get_total_flops() // 2
     for name, module in reversed(list(model.named_modules())):
         if name not in cost.modules:  # a list of modules, which never runs itself
@@ -121,17 +118,29 @@ def count(model: torch.nn.Module, run) -> Cost:
             )
     for operator, calls in seen.calls.items():
         name = operator.__name__
-        if operator not in flop_registry and operator not in FORMULAS and name not in MOVES:
+        if operator not in COUNTED_BY_TORCH and operator not in FORMULAS and name not in MOVES:
             cost.not_counted[str(operator).replace('.', '::')] += calls
     return cost
 
 
+@contextmanager
 def _plain_attention():
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError:  # before torch 2.3
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
+        plain = torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
+    else:
+        plain = sdpa_kernel(SDPBackend.MATH)
+    mha = getattr(torch.backends, 'mha', None)  # torch 2.1 has no switch for it
+    fast = mha and mha.get_fastpath_enabled()
+    if mha:
+        mha.set_fastpath_enabled(False)
+    try:
+        with plain:
+            yield
+    finally:
+        if mha:
+            mha.set_fastpath_enabled(fast)
 
 
 def build_model(cfg) -> torch.nn.Module:

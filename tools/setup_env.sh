@@ -1,24 +1,29 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up a virtual environment with the tested versions of requirements/ and this package, editable.
+# Sets up a virtual environment with the tested versions of requirements/ and this package.
 #
-#   tools/setup_env.sh demo    torch, mmengine, mmcv without compiled ops (seconds), mmsegmentation
-#   tools/setup_env.sh test    also mmdetection and the test tools, and mmcv with compiled ops
+#   tools/setup_env.sh demo      torch, mmengine, mmcv without compiled ops (seconds), mmsegmentation
+#   tools/setup_env.sh test      also mmdetection and the test tools, and mmcv with compiled ops
+#   tools/setup_env.sh classic   as test, of the classic stack: the versions of requirements/classic/
 #
-# Both share one environment: `test` replaces the mmcv of `demo`, and `demo` leaves the one of `test` alone. Each step
-# says how long it took; a step whose inputs have not changed is skipped. mmcv's ops are compiled once for a version of
-# mmcv, torch and Python, and the wheel is kept outside the repository: pip's own cache knows neither torch's version
-# nor whether the ops were built.
+# The first two share one environment: `test` replaces the mmcv of `demo`, and `demo` leaves the one of `test` alone.
+# `classic` has its own, and a copy of the package instead of an editable one: the checkout holds the operators of one
+# torch. Each step says how long it took; a step whose inputs have not changed is skipped. mmcv's ops are compiled once
+# for a version of mmcv, torch and Python, and the wheel is kept outside the repository: pip's own cache knows neither
+# torch's version nor whether the ops were built.
 #
-# Environment: PYTHON (python3), VENV (.venv), MAX_JOBS (all cores), XDG_CACHE_HOME (~/.cache),
+# Environment: PYTHON (python3), VENV (.venv, .venv-classic), MAX_JOBS (all cores), XDG_CACHE_HOME (~/.cache),
 #              SAPA_MM_WITH_OPS, FORCE_CUDA, TORCH_CUDA_ARCH_LIST, DEBUG (see setup.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 profile=${1:-}
-case "$profile" in demo | test) ;; *) echo "usage: $0 demo|test" >&2; exit 2 ;; esac
+case "$profile" in
+  demo | test) versions=requirements venv=${VENV:-.venv} ;;
+  classic) versions=requirements/classic venv=${VENV:-.venv-classic} ;;
+  *) echo "usage: $0 demo|test|classic" >&2; exit 2 ;;
+esac
 python=${PYTHON:-python3}
-venv=${VENV:-.venv}
 stamps=$venv/sapa_mm-stamps
 export MAX_JOBS=${MAX_JOBS:-$(nproc)} PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -48,6 +53,8 @@ check_python() {
   command -v "$python" >/dev/null || die "$python not found; on Debian or Ubuntu: sudo apt-get install python3 python3-venv python3-dev"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "$("$python" --version) is too old: Python 3.10 or newer is needed (name one with PYTHON=...)"
+  [ "$profile" != classic ] || "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' ||
+    die "$("$python" --version) is too new for torch 2.1: Python 3.10 or 3.11 is needed (name one with PYTHON=...)"
   "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     die "$python has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv"
 }
@@ -71,7 +78,7 @@ create_venv() {
 
 install_torch() {
   local torch
-  torch=$(grep '^torch==' requirements/torch.txt)
+  torch=$(grep '^torch==' "$versions/torch.txt")
   # Where pip is set up to find CPU builds, their local version (+cpu) would win over the registry's CUDA build.
   if have_gpu; then torch="$torch,!=${torch#torch==}+cpu"; fi
   pip_install "$torch"
@@ -92,7 +99,7 @@ PY
 
 install_plain_mmcv() {
   # Build isolation keeps torch out of sight: no ops. No cache, or a wheel built otherwise elsewhere might come back.
-  pip_install --no-deps --no-cache-dir -r requirements/mmcv.txt
+  pip_install --no-deps --no-cache-dir -r "$versions/mmcv.txt"
 }
 
 install_mmcv_with_ops() {
@@ -110,7 +117,7 @@ install_mmcv_with_ops() {
     ticker=$!
     trap 'kill "$ticker" 2>/dev/null || true' EXIT
     env "${environment[@]}" "$venv/bin/python" -m pip wheel --no-deps --no-build-isolation --no-cache-dir \
-      --wheel-dir "$build/wheel" -r requirements/mmcv.txt >"$build/log" 2>&1 ||
+      --wheel-dir "$build/wheel" -r "$versions/mmcv.txt" >"$build/log" 2>&1 ||
       { tail -n 40 "$build/log"; die "mmcv's ops did not compile; the whole log: $build/log"; }
     kill "$ticker"
     wheel=$(compgen -G "$build/wheel/*.whl")
@@ -126,7 +133,7 @@ install_mmcv_with_ops() {
 has_ops() { in_venv -m zipfile -l "$1" | grep '^mmcv/_ext' >/dev/null; }
 
 install_demo() {
-  pip_install -r requirements/demo.txt
+  pip_install -r "$versions/demo.txt"
   # opencv-python needs the display libraries of a desktop; a bare machine gets the build that does without
   if ! in_venv -c 'import cv2' 2>/dev/null; then
     local version
@@ -139,37 +146,46 @@ install_demo() {
 check_python
 check_compiler
 step venv "$("$python" -c 'import sys; print(sys.version)') $PWD" "virtual environment in $venv ($("$python" --version))" create_venv
-step build "$(digest requirements/build.txt)" 'build tools' pip_install -r requirements/build.txt
-step torch "$(digest requirements/torch.txt) $(have_gpu && echo gpu || echo cpu)" 'torch' install_torch
+step build "$(digest "$versions/build.txt")" 'build tools' pip_install -r "$versions/build.txt"
+step torch "$(digest "$versions/torch.txt") $(have_gpu && echo gpu || echo cpu)" 'torch' install_torch
 read -r torch device < <(torch_build)
 echo "   torch $torch; ops are built for $device"
 if have_gpu && [ "$device" = cpu ]; then
   echo "   there is a GPU, but no CUDA torch or no CUDA toolkit (nvcc): compiled ops will run on the CPU only"
 fi
 
-mmcv=$(grep '^onedl-mmcv==' requirements/mmcv.txt)
+mmcv=$(grep 'mmcv==' "$versions/mmcv.txt")
 tag=$(in_venv -c 'import sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}")')
 key="${mmcv/==/-}-torch-$torch-$tag-$(uname -m)-with-ops-$device"
-if [ "$profile" = test ]; then
+if [ "$profile" != demo ]; then
   step mmcv "$key" 'mmcv with compiled ops' \
     install_mmcv_with_ops "${XDG_CACHE_HOME:-$HOME/.cache}/sapa_mm/wheels/$key" "$device"
 elif [ "$(cat "$stamps/mmcv" 2>/dev/null)" != "$key" ]; then
   step mmcv "${mmcv/==/-}-plain" 'mmcv without compiled ops' install_plain_mmcv
 fi
-step demo "$(digest requirements/demo.txt requirements/mmcv.txt requirements/torch.txt)" 'mmengine, mmsegmentation' install_demo
-if [ "$profile" = test ]; then
-  step test "$(digest requirements/*.txt)" 'mmdetection, test tools' pip_install -r requirements/test.txt
+step demo "$(digest "$versions"/{demo,mmcv,torch}.txt)" 'mmengine, mmsegmentation' install_demo
+if [ "$profile" != demo ]; then
+  step test "$(digest requirements/pytest.txt "$versions"/*.txt)" 'mmdetection, test tools' pip_install -r "$versions/test.txt"
 fi
 
 build_package() {
   local log=$stamps/package.log # the decisions and failures of setup.py are its lines that start with [sapa_mm]
-  in_venv -m pip install -v --no-deps --no-build-isolation --editable . >"$log" 2>&1 ||
+  local how=(--editable .)
+  if [ "$profile" = classic ]; then
+    how=(.)
+    rm -rf build/lib* build/bdist* # what was deleted since the last build would still be packed
+  fi
+  in_venv -m pip install -v --no-deps --no-build-isolation "${how[@]}" >"$log" 2>&1 ||
     { tail -n 40 "$log"; die "the package did not install; the whole log: $log"; }
   awk '/^ *\[sapa_mm\]/ && !seen[$0]++' "$log" # pip runs setup.py more than once
   if grep 'NATIVE OPS WERE NOT BUILT' "$log" >/dev/null; then echo "   the compiler's output: $log"; fi
 }
-native=$(compgen -G 'ops/*.*' || true; compgen -G 'ops/*/*.*' || true)
+sources=$(find setup.py pyproject.toml sapa_mm/__init__.py ops -type f | sort)
+if [ "$profile" = classic ]; then # what is copied
+  sources=$(find setup.py pyproject.toml model-index.yml sapa_mm configs tools ops -type f \
+    -not -name '*.py[cod]' -not -name '*.so' | sort)
+fi
 # shellcheck disable=SC2086  # one word a source file
-step package "$(digest setup.py pyproject.toml sapa_mm/__init__.py $native) $torch $(can_compile && echo compiler || echo none) \
+step package "$(digest $sources) $torch $(can_compile && echo compiler || echo none) \
 ${SAPA_MM_WITH_OPS:-1} ${FORCE_CUDA:-} ${TORCH_CUDA_ARCH_LIST:-} ${DEBUG:-0}" 'sapa_mm with its native ops' build_package
-say "ready: $venv/bin/python ($(in_venv -c 'import sapa_mm.ops as ops; print(ops.backend())') operators)"
+say "ready: $venv/bin/python ($(in_venv -I -c 'import sapa_mm.ops as ops; print(ops.backend())') operators)"

@@ -143,6 +143,10 @@ class ExactResumeHook(Hook):
         if hasattr(sampler, 'seed') and not runner._randomness_cfg.get('diff_rank_seed', False):
             # The sampler was built before the checkpoint brought its seed back.
             sampler.seed = runner.seed
+        if hasattr(sampler, '_indices_of_rank'):
+            # mmengine's endless samplers have one stream for all iterators, and data workers of the loop's own have
+            # drawn from it ahead; when that iterator goes, so does the stream.
+            sampler.indices = sampler._indices_of_rank()
         by_iter = hasattr(loop, 'dataloader_iterator')
         loop.dataloader = DataLoader(
             _KeyedDataset(loader.dataset, self._key),

@@ -2,6 +2,7 @@
 """Loads the compiled operators, once, and says why where it cannot."""
 
 import importlib.util
+import os
 
 import torch
 
@@ -20,6 +21,8 @@ torch_is_too_old = tuple(int(part) for part in torch.__version__.split('.')[:2])
 
 def _load() -> str | None:
     """Load the library; return why it is not there, or None."""
+    if os.environ.get('SAPA_MM_WITH_OPS') == '0':  # so that one installation can be tested with and without
+        return 'SAPA_MM_WITH_OPS=0 sets the compiled operators aside'
     if torch_is_too_old:
         return f'the compiled operators need torch 2.1 or newer, this is {torch.__version__}'
     spec = importlib.util.find_spec('sapa_mm._C')

@@ -117,7 +117,7 @@ def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups:
     weights = cells.group(kernels.to(dtype)).unflatten(1, (groups, kernel_size**2))
     windows = _unfold(feature.to(dtype), kernel_size).unflatten(1, (groups, -1))
     assembled = torch.einsum('ngkhwq,ngckhw->ngchwq', weights, windows).flatten(1, 2)
-    return cells.ungroup(assembled).to(feature.dtype)
+    return cells.ungroup(assembled).to(feature.dtype, memory_format=memory_format(feature))
 
 
 def point_affiliation(
@@ -127,19 +127,19 @@ def point_affiliation(
     check_point_affiliation(query, key, value, kernel_size, normalization)
     dtype = accumulation_dtype(query.dtype)
     kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization)
-    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype)
+    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype, memory_format=memory_format(value))
 
 
 def _sample(x: Tensor, offset: Tensor, groups: int) -> Tensor:
     """Bilinear samples at ``offset`` from the cells, zeros outside: ``(N, groups, C / groups, points, H, W)``."""
     places = offset.unflatten(1, (groups, -1, 2))
     rows, columns = (cell_of(s, c, x.device) for s, c in zip(offset.shape[2:], x.shape[2:]))
+    # Outside all is zero, however far; grid_sample turns positions into integers, and far ones overflow.
+    columns = (places[:, :, :, 0] + columns).clamp(-2, x.shape[3] + 1)
+    rows = (places[:, :, :, 1] + rows[:, None]).clamp(-2, x.shape[2] + 1)
     # grid_sample's -1 and 1 are the outer borders of the outer positions.
-    grid = (
-        torch.stack([(places[:, :, :, 0] + columns) * 2 + 1, (places[:, :, :, 1] + rows[:, None]) * 2 + 1], -1)
-        / x.new_tensor([x.shape[3], x.shape[2]])
-        - 1
-    )  # (N, groups, points, H, W, 2)
+    size = x.new_tensor([x.shape[3], x.shape[2]])
+    grid = (torch.stack([columns, rows], -1) * 2 + 1) / size - 1  # (N, groups, points, H, W, 2)
     samples = F.grid_sample(
         x.unflatten(1, (groups, -1)).flatten(0, 1), grid.flatten(2, 3).flatten(0, 1), align_corners=False
     )
@@ -155,7 +155,8 @@ def deformable_scores(query: Tensor, key: Tensor, offset: Tensor, groups: int = 
         shape = (offset.shape[0], offset.shape[1] // 2, *offset.shape[2:])
         return _empty(query.new_zeros(shape), query, key, offset)
     query = query.unflatten(1, (groups, -1))
-    return torch.einsum('ngdhw,ngdphw->ngphw', query, _sample(key, offset, groups)).flatten(1, 2)
+    scores = torch.einsum('ngdhw,ngdphw->ngphw', query, _sample(key, offset, groups))
+    return scores.flatten(1, 2).contiguous()
 
 
 def deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
@@ -166,7 +167,8 @@ def deformable_assembly(feature: Tensor, kernels: Tensor, offset: Tensor, groups
         return _empty(feature.new_zeros((*feature.shape[:2], *offset.shape[2:])), feature, kernels, offset)
     kernels = kernels.to(dtype).unflatten(1, (groups, -1))
     samples = _sample(feature.to(dtype), offset.to(dtype), groups)
-    return torch.einsum('ngphw,ngcphw->ngchw', kernels, samples).flatten(1, 2).to(feature.dtype)
+    assembled = torch.einsum('ngphw,ngcphw->ngchw', kernels, samples).flatten(1, 2)
+    return assembled.to(feature.dtype, memory_format=memory_format(feature))
 
 
 def channel_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

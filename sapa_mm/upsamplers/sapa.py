@@ -25,7 +25,7 @@ class ChannelNorm(nn.LayerNorm):
         """The norm, then the 1x1 convolution of ``weight`` ``(D, C, 1, 1)`` and ``bias``, in one pass over the map."""
         weight = weight.flatten(1)
         # Their products are kept in the dtype of the sums.
-        weight, norm_weight, norm_bias = (t.to(accumulation_dtype(t.dtype)) for t in (weight, self.weight, self.bias))
+        weight, norm_weight, norm_bias = [t.to(accumulation_dtype(t.dtype)) for t in (weight, self.weight, self.bias)]
         return norm_projection(x, weight * norm_weight, (weight * norm_bias).sum(1) + bias, self.eps)
 
 
