@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stored pages of docs/upsamplers are those that tools/upsampler_pages.py makes of the docstrings now."""
+"""The stored pages of docs/upsamplers are those that tools/dev/upsampler_pages.py makes of the docstrings now."""
 
 import importlib.util
 import inspect
@@ -12,7 +12,7 @@ from sapa_mm.registry import MODELS
 from sapa_mm.upsamplers import SAPA, BaseUpsampler
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('upsampler_pages', ROOT / 'tools' / 'upsampler_pages.py')
+spec = importlib.util.spec_from_file_location('upsampler_pages', ROOT / 'tools' / 'dev' / 'upsampler_pages.py')
 upsampler_pages = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(upsampler_pages)
 
@@ -20,12 +20,13 @@ spec.loader.exec_module(upsampler_pages)
 @pytest.mark.parametrize('name', upsampler_pages.KINDS)
 def test_page_is_current(name):
     stored = upsampler_pages.OUT / f'{name}.md'
-    assert stored.read_text() == upsampler_pages.page(name), 'run tools/upsampler_pages.py'
+    assert stored.read_text() == upsampler_pages.page(name), 'run tools/dev/upsampler_pages.py'
     assert stored.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_index_is_current_and_complete():
-    assert (upsampler_pages.OUT / 'README.md').read_text() == upsampler_pages.index(), 'run tools/upsampler_pages.py'
+    stored = upsampler_pages.OUT / 'README.md'
+    assert stored.read_text() == upsampler_pages.index(), 'run tools/dev/upsampler_pages.py'
     registered = {
         name
         for name, kind in MODELS.module_dict.items()

@@ -22,10 +22,12 @@ import sys
 from pathlib import Path
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import read_config
 
-ROOT = Path(__file__).parents[1]
-BEGIN, END = '<!-- models: written by tools/model_zoo.py -->', '<!-- end of models -->'
+ROOT = Path(__file__).parents[2]
+BEGIN, END = '<!-- models: written by tools/dev/model_zoo.py -->', '<!-- end of models -->'
 KINDS = dict(reported='reported in the paper', converted='converted weights', trained='**trained here**')
 HEADER = '# SPDX-License-Identifier: Apache-2.0\n'
 NAMES = dict(
@@ -197,7 +199,7 @@ def main():
             sys.stdout.writelines(
                 difflib.unified_diff(stored.splitlines(True), text.splitlines(True), name, 'metafile')
             )
-            found.append(f'{name} does not agree with the metafiles: run python tools/model_zoo.py')
+            found.append(f'{name} does not agree with the metafiles: run python tools/dev/model_zoo.py')
     if found:
         sys.exit('\n'.join(found))
 

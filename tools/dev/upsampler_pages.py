@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write docs/upsamplers: a page for every registered upsampler from its docstring, and a picture of what it learned.
 
-The pages are text made of text; tests/test_tools.py compares them with what the docstrings say now. The pictures come
-from training each upsampler for a minute on generated pictures, and are drawn only with --pictures.
+The pages are made from the docstrings alone; tests/test_upsampler_pages.py compares them. The pictures come from
+training each upsampler for a minute on generated pictures, and are drawn only with --pictures.
 """
 
 import argparse
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from torch.nn import functional as F
 from sapa_mm import upsamplers
 from sapa_mm.upsamplers import BaseUpsampler
 
-OUT = Path(__file__).parents[1] / 'docs' / 'upsamplers'
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for make_demo_dataset
+
+OUT = Path(__file__).parents[2] / 'docs' / 'upsamplers'
 KINDS = {
     name: kind
     for name, kind in sorted(vars(upsamplers).items(), key=lambda item: item[0].lower())
@@ -113,7 +116,7 @@ def page(name):
         head += ['It raises', options(named['Raises'])]
     source = f'Definition: {named["Source"]}\n\n' if 'Source' in named else ''
     head += ['## Source and licence', source + LICENCE]
-    return '\n\n'.join([*head, '<!-- written by tools/upsampler_pages.py from the docstring -->']) + '\n'
+    return '\n\n'.join([*head, '<!-- written by tools/dev/upsampler_pages.py from the docstring -->']) + '\n'
 
 
 LICENCE = (
@@ -165,7 +168,7 @@ def index():
             '',
             'How to add one: [A new upsampler](../new_upsampler.md).',
             '',
-            '<!-- written by tools/upsampler_pages.py from the docstrings -->',
+            '<!-- written by tools/dev/upsampler_pages.py from the docstrings -->',
             '',
         ]
     )

@@ -17,6 +17,7 @@ from functools import cache
 from inspect import signature
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from get_flops import build_model, count, parameters  # first: sets how torch's threads wait
 
 # isort: split
@@ -27,7 +28,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from sapa_mm.upsamplers import BaseUpsampler, build_upsampler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'cost_tables.md'
 
 
@@ -271,10 +272,10 @@ INTRODUCTION = """\
 # What an upsampler costs
 
 Parameters and multiply-accumulates (MACs) that each upsampler adds to a model in place of interpolation, counted on the
-models of this project by `python tools/cost_tables.py`, beside the published figures. `tools/get_flops.py` counts whole
-models, with the same rules: convolutions, matrix products and the operators of `sapa_mm` at one MAC per product, 4
-MACs per bilinearly sampled value; norms, softmax, biases and element-wise work not at all, as in the papers. FLOPs that
-count multiplication and addition are twice the MACs.
+models of this project by `python tools/dev/cost_tables.py`, beside the published figures. `tools/get_flops.py` counts
+whole models, with the same rules: convolutions, matrix products and the operators of `sapa_mm` at one MAC per product,
+4 MACs per bilinearly sampled value; norms, softmax, biases and element-wise work not at all, as in the papers. FLOPs
+that count multiplication and addition are twice the MACs.
 
 `d` is `embed_dims`, 32 unless stated. The published columns of SAPA-G count a projection that both branches share
 (`gate='shared'`); the published training logs, and the default here, have one each.
@@ -368,7 +369,7 @@ def main():
         sys.stdout.writelines(
             difflib.unified_diff(stored.splitlines(True), text.splitlines(True), 'docs/cost_tables.md', 'counted')
         )
-        sys.exit('docs/cost_tables.md is not what the models cost: run python tools/cost_tables.py')
+        sys.exit('docs/cost_tables.md is not what the models cost: run python tools/dev/cost_tables.py')
 
 
 if __name__ == '__main__':
