@@ -90,6 +90,12 @@ class SAPA(BaseUpsampler):
     Source: https://arxiv.org/abs/2209.12866
     """
 
+    variants = {
+        'SAPA-I': dict(similarity='inner'),
+        'SAPA-B': dict(similarity='bilinear'),
+        'SAPA-G': dict(similarity='gated'),
+    }
+
     def __init__(
         self,
         in_channels: int,

@@ -26,38 +26,21 @@ from _published_costs import PRINTED, Place, Printed
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from sapa_mm.upsamplers import BaseUpsampler, build_upsampler
+from sapa_mm.upsamplers import VARIANTS, BaseUpsampler, build_upsampler
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'cost_tables.md'
 
 
-def sapa(**options) -> dict:
-    return dict(type='sapa_mm.SAPA', **options)
-
-
-UPSAMPLERS = {
-    'Nearest': dict(type='sapa_mm.Nearest'),
-    'Bilinear': dict(type='sapa_mm.Bilinear'),
-    'Deconv': dict(type='sapa_mm.Deconv'),
-    'Pixel shuffle': dict(type='sapa_mm.PixelShuffle'),
-    'CARAFE': dict(type='sapa_mm.CARAFE'),
-    'IndexNet': dict(type='sapa_mm.IndexNet'),
-    'A2U': dict(type='sapa_mm.A2U'),
-    'A2U, both branches': dict(type='sapa_mm.A2U', downsample=True),
-    'FADE': dict(type='sapa_mm.FADE'),
-    'FADE-Lite': dict(type='sapa_mm.FADELite'),
-    'SAPA-I': sapa(similarity='inner'),
-    'SAPA-B': sapa(similarity='bilinear'),
-    'SAPA-B, d=64': sapa(similarity='bilinear', embed_dims=64),
-    'SAPA-G': sapa(similarity='gated'),
-    'SAPA-G, d=64': sapa(similarity='gated', embed_dims=64),
-    'SAPA-G, shared gate': sapa(similarity='gated', gate='shared'),
-    'SAPA-G, shared gate, d=64': sapa(similarity='gated', gate='shared', embed_dims=64),
-    'SAPA-D': dict(type='sapa_mm.SAPADeform'),
-    'DySample': dict(type='sapa_mm.DySample'),
-    'DySample+': dict(type='sapa_mm.DySample', dyscope=True),
+# The published variants, and what else the published columns count.
+OTHER_VARIANTS = {
+    'A2U, both branches': dict(VARIANTS['A2U'], downsample=True),
+    'SAPA-B, d=64': dict(VARIANTS['SAPA-B'], embed_dims=64),
+    'SAPA-G, d=64': dict(VARIANTS['SAPA-G'], embed_dims=64),
+    'SAPA-G, shared gate': dict(VARIANTS['SAPA-G'], gate='shared'),
+    'SAPA-G, shared gate, d=64': dict(VARIANTS['SAPA-G'], gate='shared', embed_dims=64),
 }
+UPSAMPLERS = dict(sorted({**VARIANTS, **OTHER_VARIANTS}.items(), key=lambda item: item[0].lower()))
 
 
 @cache
