@@ -69,7 +69,7 @@ class SAPA(BaseUpsampler):
         norm (str, optional): ``'layer'`` (LayerNorm over channels), ``'group'`` (GroupNorm of 32 groups, the layout
             of the detection experiments) or None. ``'inner'`` has no parameters, so its norms have none either.
             Defaults to ``'layer'``.
-        bias (bool): Whether the projections have biases. Defaults to True.
+        bias (bool): Whether the projections and the gate have biases. Defaults to True.
         embed_value (bool): Mix ``v(x')`` instead of ``x``. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisation on top of the published one.
 
@@ -139,7 +139,7 @@ class SAPA(BaseUpsampler):
             # Beside the bias of `qy` a second one is the same parameter again, unless the gate tells them apart.
             self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=bias and similarity == 'gated')
         if similarity == 'gated':
-            self.gate = nn.Conv2d(in_channels, 1, 1)
+            self.gate = nn.Conv2d(in_channels, 1, 1, bias=bias)
         if similarity != 'inner':
             self.k = nn.Conv2d(in_channels, embed_dims, 1, bias=bias)
         if embed_value or self.out_channels != in_channels:
