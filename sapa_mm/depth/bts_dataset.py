@@ -51,7 +51,9 @@ class BTSDataset(BaseSegDataset):
                     f"{self.ann_file}, line {number}: expected 'IMAGE DEPTH [FOCAL LENGTH]', got {line!r}"
                 ) from None
             sample = dict(
-                img_path=self._path('img_path', image), depth_map_path=self._path('depth_map_path', depth), seg_fields=[]
+                img_path=self._path('img_path', image),
+                depth_map_path=self._path('depth_map_path', depth),
+                seg_fields=[],
             )
             data_list.append(sample if focal is None else dict(sample, focal=focal))
         if not data_list:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far predicted depth is from the truth, as the published tables measure it."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ class DepthAccuracy(BaseMetric):
                 f'{len(results) - len(scored)} of {len(results)} images have no pixel with a true depth between '
                 f'{self.min_depth} and {self.max_depth} m and are not counted',
                 logger=MMLogger.get_current_instance(),
-                level='WARNING',
+                level=logging.WARNING,
             )
         return {name: float(np.mean([r[name] for r in scored])) if scored else math.nan for name in NAMES}
 

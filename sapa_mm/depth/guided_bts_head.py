@@ -245,7 +245,9 @@ class GuidedBTSHead(BaseDecodeHead):
             losses[loss.loss_name] = losses.get(loss.loss_name, 0) + loss(depth, truth)
         return losses
 
-    def predict(self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: dict | None = None) -> Tensor:
+    def predict(
+        self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: dict | None = None
+    ) -> Tensor:
         """Depth of the size of the images, ``(N, 1, H, W)`` in metres."""
         depth = self(inputs, self._focal(batch_img_metas))
         # The size of the batch is where mmseg keeps it for its other heads: in slide inference it is a torch.Size.

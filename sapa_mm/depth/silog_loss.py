@@ -65,10 +65,11 @@ class SILogLoss(nn.Module):
                 f'prediction and truth must have one shape, got {tuple(depth.shape)} and {tuple(truth.shape)}'
             )
         dtype = torch.promote_types(depth.dtype, torch.float32)
+        depth, truth = depth.to(dtype), truth.to(dtype)
         valid = truth > self.min_depth
         if not valid.any():
-            return 0 * depth.sum(dtype=dtype)
-        error = depth[valid].to(dtype).log() - truth[valid].to(dtype).log()
+            return 0 * depth.sum()
+        error = depth[valid].log() - truth[valid].log()
         spread = error.square().mean() - self.variance_focus * error.mean().square()
         # The root has no slope at 0, and with a focus of 1 rounding can leave less.
         spread = torch.where(spread > 0, spread, torch.ones_like(spread)).sqrt() * (spread > 0)

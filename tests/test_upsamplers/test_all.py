@@ -12,7 +12,7 @@ from torch import nn
 from sapa_mm.registry import MODELS
 from sapa_mm.upsamplers import UPSAMPLERS, build_upsampler
 
-PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders', 'depth'))
+PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders'))
 for place in PLACES:
     import_module(place)
 # Of this package alone, whatever else was registered by the tests that were imported before.
@@ -41,7 +41,6 @@ DECODERS = {
         dict(in_channels=[32] * 4, in_index=[0, 1, 2, 3], channels=8, num_classes=3, num_convs=(1, 1, 1)),
         (),
     ),
-    'GuidedBTSHead': ('mmseg.models', dict(in_channels=[32] * 5, channels=128), ()),
     'GuidedPixelDecoder': ('mmdet.models', MASKFORMER, (METAS,)),
     'GuidedTransformerEncoderPixelDecoder': (
         'mmdet.models',

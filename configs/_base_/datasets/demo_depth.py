@@ -19,18 +19,14 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='sapa_mm.BTSDataset', data_root=data_root, ann_file='training.txt', pipeline=train_pipeline
-    ),
+    dataset=dict(type='sapa_mm.BTSDataset', data_root=data_root, ann_file='training.txt', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=1,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='sapa_mm.BTSDataset', data_root=data_root, ann_file='validation.txt', pipeline=test_pipeline
-    ),
+    dataset=dict(type='sapa_mm.BTSDataset', data_root=data_root, ann_file='validation.txt', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type='sapa_mm.DepthAccuracy')
