@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a small segmentation data set: textured shapes with thin parts, without a download.
 
-Label maps are in the layout of ADE20K; the same shapes are also instances and panoptic segments in COCO's formats. Beside
-them, two for every five, are pictures with depth in the layout of NYU Depth v2 with file lists of BTS.
+Label maps are in the layout of ADE20K; the same shapes are also instances and panoptic segments in COCO's formats.
+Beside them, two for every five, are pictures of rooms with their depth and the file lists of BTS.
 
 Colours say nothing about the class: every texture is drawn in random colours. What tells a disc from a box is the
 texture, and what makes a good boundary is following the outline of stars and stripes that are a few pixels thin.

@@ -21,7 +21,7 @@ EIGEN_CROP = (45, 471, 41, 601)
 class DepthAccuracy(BaseMetric):
     """The nine measures of :func:`depth_errors`, each the mean of the images.
 
-    Predictions are limited to ``[min_depth, max_depth]``, where NaN becomes ``min_depth``. Scored are pixels of the crop
+    Predictions are limited to ``[min_depth, max_depth]``, and NaN becomes ``min_depth``. Pixels of the crop are scored
     whose truth lies strictly between the bounds. An image without one has no measures and does not count; of no image
     at all the means are NaN. mmseg's ``DepthMetric`` does not limit predictions and has another ``silog``.
 

@@ -14,7 +14,7 @@ from torch import nn
 def predict_depth(model: nn.Module, image: str | Path | np.ndarray, focal: float | None = None) -> np.ndarray:
     """The depth of a picture of any size.
 
-    The pipeline of the model's data set is not used, since it reads true depth; the pixels are all that the model needs.
+    The pipeline of the model's data set is not used, since it reads true depth; the model needs no more than pixels.
 
     Args:
         model: A ``DepthEstimator``, such as ``mmseg.apis.init_model(config, checkpoint, device)`` gives.

@@ -44,9 +44,7 @@ class LoadDepth(LoadDepthAnnotation):
         if depth.ndim != 2:
             raise ValueError(f'{path} must have one channel, got the shape {depth.shape}')
         if image is not None and depth.shape != image.shape[:2]:
-            raise ValueError(
-                f'{path} must have the size of its image, {image.shape[:2]}, got {depth.shape}: {results.get("img_path")}'
-            )
+            raise ValueError(f'{path} must have the size of its image, {image.shape[:2]}, got {depth.shape}')
         return results
 
 
