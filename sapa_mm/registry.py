@@ -22,11 +22,18 @@ MODELS = Registry(
         'sapa_mm.decode_heads',
         'sapa_mm.pixel_decoders',
         'sapa_mm.mask_heads',
+        'sapa_mm.depth',
     ],
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets'])
+DATASETS = Registry(
+    'dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.depth']
+)
+METRICS = Registry(
+    'metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation', 'sapa_mm.depth']
+)
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.depth']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
 

@@ -18,6 +18,7 @@ An adapter may skip what the installed toolboxes lack (``pytest.importorskip``).
 import pytest
 from torch.nn import functional as F
 
+from sapa_mm.depth import DepthAccuracy, SILogLoss
 from sapa_mm.ops import deformable_assembly, deformable_scores, feature_assembly
 from sapa_mm.ops.reference import affiliation_scores
 from sapa_mm.upsamplers import (
@@ -300,6 +301,33 @@ def build_uper(case):
     return head, call_levels
 
 
+def build_bts(case):
+    pytest.importorskip('mmseg')
+    from sapa_mm.depth.guided_bts_head import KITTI_FOCAL_LENGTH, GuidedBTSHead
+
+    kwargs = case['kwargs']
+    head = GuidedBTSHead(
+        in_channels=kwargs['feat_out_channels'],
+        channels=kwargs['num_features'],
+        max_depth=kwargs['max_depth'],
+        focal_length=KITTI_FOCAL_LENGTH if kwargs['dataset'] == 'kitti' else None,
+    )
+    return head, lambda head, inputs: head.decode([inputs[f'skip{i}'] for i in range(5)], inputs.get('focal'))
+
+
+def build_silog(case):
+    return SILogLoss(**case['kwargs']), lambda module, inputs: module(inputs['depth_est'], inputs['depth_gt'])
+
+
+def build_depth_errors(case):
+    def call(metric, inputs):
+        depth, truth = (inputs[name].detach()[None] for name in ('depth_est', 'depth_gt'))
+        metric.process(None, [dict(pred_depth_map=dict(data=depth), gt_depth_map=dict(data=truth))])
+        return list(metric.compute_metrics(metric.results).values())
+
+    return None, lambda _, inputs: call(DepthAccuracy(), inputs)
+
+
 ADAPTERS = {
     'sapa.sim': raw_op(nhwc(scores)),
     'sapa.atn': raw_op(nhwc(assembly)),
@@ -335,7 +363,10 @@ ADAPTERS = {
     'SegFormer head wiring': build_segformer,
     'FPN wiring': build_fpn,
     'UPerNet head wiring': build_uper,
+    'BTS decoder': build_bts,
+    'SILog loss': build_silog,
+    'depth metrics': build_depth_errors,
 }
 
 #: Operators whose smallest case is too large for `data/golden`; folders of SAPA_MM_GOLDEN may have them.
-TOO_LARGE = frozenset()
+TOO_LARGE = frozenset({'BTS decoder'})

@@ -2,10 +2,11 @@
 """Every config: loads before anything of this package is imported, builds, predicts and takes one training step.
 
 What is smaller than in the config, and nothing else (``shrink``): pretrained weights are not fetched; one block per
-stage of MiT and Swin, Swin narrower (32 channels, windows of 4); ResNet-18 for ResNet-50 and 101; VGG-11 of half the
-channels for VGG-16; one encoder and three decoder layers of Mask2Former (one per scale, so that each is used) with 5
-queries and 64 sampled points, MaskFormer likewise; narrow boxes' layers; BN for SyncBN, which needs a GPU. Images are
-65x97, padded by nothing, so that all levels have odd sizes; Panoptic FPN's semantic head needs multiples of 32.
+stage of MiT and Swin, Swin narrower (32 channels, windows of 4); ResNet-18 for ResNet-50 and 101; a BTS decoder of a
+quarter of the channels; VGG-11 of half the channels for VGG-16; one encoder and three decoder layers of Mask2Former
+(one per scale, so that each is used) with 5 queries and 64 sampled points, MaskFormer likewise; narrow boxes' layers;
+BN for SyncBN, which needs a GPU. Images are 65x97, padded by nothing, so that all levels have odd sizes; Panoptic FPN's
+semantic head needs multiples of 32.
 """
 
 import json
@@ -30,6 +31,7 @@ HEIGHT, WIDTH = 65, 97
 ROWS = {'CARAFE-neck': 'CARAFE', 'FADE-ungated': 'FADE', 'SAPA-B-d64': 'SAPA-B', 'SAPA-G-shared': 'SAPA-G'}
 # How many upsamplers a model has; a pyramid with a level of stride 64 one more.
 STEPS = {
+    'bts': 4,
     'faster-rcnn': 3,
     'mask-rcnn': 3,
     'panoptic-fpn': 3,
@@ -195,6 +197,11 @@ def shrink(cfg):
         model.data_preprocessor.pad_size_divisor = 32 if model.type == 'PanopticFPN' else 1
         return
     model.data_preprocessor.size = (HEIGHT, WIDTH)
+    if model.type == 'DepthEstimator':
+        model.backbone.update(depth=18)
+        stages = [model.backbone.get('base_channels', 64) * 2**i for i in range(4)]
+        model.decode_head.update(in_channels=[stages[0], *stages], channels=128)
+        return
     if model.backbone.type in ('MixVisionTransformer', 'sapa_mm.MixVisionTransformer'):
         model.backbone.num_layers = [1, 1, 1, 1]
         return
@@ -249,6 +256,20 @@ def segmentation_batch(batch, num_classes, ignored=0.1):
     return dict(inputs=images(batch), data_samples=samples)
 
 
+def depth_batch(batch):
+    """Depths of up to 12 m, a tenth of them unknown."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for seed in range(batch):
+        generator = torch.Generator().manual_seed(seed)
+        depth = 12 * torch.rand(1, HEIGHT, WIDTH, generator=generator)
+        depth[torch.rand(1, HEIGHT, WIDTH, generator=generator) < 0.1] = 0
+        samples.append(SegDataSample(gt_depth_map=PixelData(data=depth), metainfo=META))
+    return dict(inputs=images(batch), data_samples=samples)
+
+
 def detection_batch(batch, num_classes):
     import numpy as np
     from mmdet.structures import DetDataSample
@@ -292,6 +313,8 @@ def built(request):
 def batch_of(cfg, size):
     if cfg.default_scope == 'mmdet':
         return detection_batch(size, cfg.model.roi_head.bbox_head.num_classes)
+    if cfg.model.type == 'DepthEstimator':
+        return depth_batch(size)
     import mmseg
     from mmengine.utils import digit_version
 
@@ -351,6 +374,10 @@ def test_one_prediction(built):
         assert len(result.pred_instances.scores) == len(result.pred_instances.labels) == len(boxes)
         if model.with_mask:
             assert result.pred_instances.masks.shape == (len(boxes), HEIGHT, WIDTH)
+    elif cfg.model.type == 'DepthEstimator':
+        depth = result.pred_depth_map.data
+        assert depth.shape == (1, HEIGHT, WIDTH)
+        assert 0 < depth.min() and depth.max() < cfg.model.decode_head.max_depth
     else:
         num_classes = cfg.model.decode_head.num_classes
         assert result.seg_logits.data.shape == (num_classes, HEIGHT, WIDTH)

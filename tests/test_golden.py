@@ -117,7 +117,7 @@ def largest(arrays):
 
 def assert_close(actual, expected, dtype, what, scale=None):
     assert actual is not None, f'{what}: no value'
-    actual = torch.as_tensor(actual)
+    actual = actual if torch.is_tensor(actual) else torch.tensor(actual, dtype=torch.float64)
     assert actual.shape == expected.shape, what
     if scale is None or dtype == torch.float64:
         scale = largest([expected])

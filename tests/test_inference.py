@@ -16,7 +16,7 @@ PAGE = ROOT / 'docs' / 'inference.md'
 
 def block(toolbox):
     blocks = re.findall(r'^```python\n(.*?)^```', PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    (found,) = (code for code in blocks if f'from {toolbox}.apis' in code)
+    (found,) = (code for code in blocks if re.search(rf'from {toolbox}\.apis import \w*Inferencer', code))
     return found
 
 

@@ -325,7 +325,7 @@ def test_demo_dataset(tmp_path, monkeypatch):
         make_dataset(tmp_path / name, seed)
         assert is_complete(tmp_path / name)
     files = sorted(p.relative_to(tmp_path / 'a') for p in (tmp_path / 'a').rglob('*.png'))
-    assert len(files) == 720
+    assert len(files) == 912
     same = [(tmp_path / 'a' / f).read_bytes() == (tmp_path / 'b' / f).read_bytes() for f in files]
     other = [(tmp_path / 'a' / f).read_bytes() == (tmp_path / 'c' / f).read_bytes() for f in files]
     assert all(same) and not any(other)

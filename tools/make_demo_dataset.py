@@ -3,6 +3,7 @@
 """Make a small segmentation data set: textured shapes with thin parts, without a download.
 
 Label maps are in the layout of ADE20K; the same shapes are also instances and panoptic segments in COCO's formats.
+Beside them, two for every five, are pictures of rooms with their depth and the file lists of BTS.
 
 Colours say nothing about the class: every texture is drawn in random colours. What tells a disc from a box is the
 texture, and what makes a good boundary is following the outline of stars and stripes that are a few pixels thin.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from _demo_depth import FOCAL_LENGTH, make_depth_sample
 
 CLASSES = ('background', 'disc', 'box', 'star', 'stripe')
 SIZE = 128
@@ -159,6 +161,20 @@ class CocoWriter:
             (self.out / 'annotations' / f'{kind}_{self.split}.json').write_text(json.dumps(content) + '\n')
 
 
+def write_depth_split(out, split, count, seeds):
+    """Write pictures, depth maps in millimetres and the list that pairs them."""
+    folder, lines = out / 'depth' / split, []
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        image, depth = make_depth_sample(np.random.default_rng([*seeds, number]))
+        names = [f'{split}/{kind}_{number:04d}.png' for kind in ('rgb', 'depth')]
+        cv2.imwrite(str(out / 'depth' / names[0]), image[..., ::-1])
+        cv2.imwrite(str(out / 'depth' / names[1]), depth)
+        lines.append(' '.join([*names, f'{FOCAL_LENGTH}']))
+    (out / 'depth' / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+
+
 def make_dataset(out, seed=0):
     """Write the data set.
 
@@ -189,12 +205,13 @@ def make_dataset(out, seed=0):
             cv2.imwrite(str(out / 'annotations' / split / f'{name}.png'), labels)
             coco.add(f'{name}.png', labels, instances)
         coco.write()
+        write_depth_split(out, split, -(-2 * count // 5), (seed, index + len(SPLITS)))
     stamp.write_text(json.dumps(dict(seed=seed, complete=True, classes=CLASSES, **SPLITS)) + '\n')
 
 
 def is_complete(out):
-    """Whether ``out`` holds a data set that :func:`make_dataset` finished, COCO annotations included."""
-    stamp, last = Path(out) / STAMP, Path(out) / 'annotations' / f'panoptic_{list(SPLITS)[-1]}.json'
+    """Whether ``out`` holds a data set that :func:`make_dataset` finished, depth included."""
+    stamp, last = Path(out) / STAMP, Path(out) / 'depth' / f'{list(SPLITS)[-1]}.txt'
     return stamp.is_file() and json.loads(stamp.read_text())['complete'] and last.is_file()
 
 

@@ -43,8 +43,8 @@ class IndexNet(BaseUpsampler):
 
     Args:
         in_channels (int): Channels of the feature and of the result.
-        guide_channels (int, optional): Channels of the guide. Defaults to ``in_channels``, and must equal it unless
-            ``index='holistic'``.
+        guide_channels (int, optional): Channels of the guide. Defaults to ``in_channels``, and must equal it for
+            ``index='o2o'``.
         index (str): ``'holistic'``, ``'o2o'`` or ``'m2o'``. Defaults to ``'m2o'``.
         use_nonlinear (bool): Convolution, BatchNorm, ReLU6 and a second, 1x1 convolution instead of one convolution.
             Defaults to False.
@@ -55,12 +55,13 @@ class IndexNet(BaseUpsampler):
         ValueError: If an option or a channel count is out of range.
 
     Cost:
-        With ``C`` channels and a window of ``k`` positions, 4, or 16 with ``use_context``.
+        With ``C`` channels of the guide, ``Cx`` of the feature, and a window of ``k`` positions, 4, or 16 with
+        ``use_context``.
 
-        - Parameters: ``m2o``: ``4 k C^2``, nonlinear ``4 (k + 1) C^2 + 8 C``. ``o2o``: ``4 k C``, nonlinear
+        - Parameters: ``m2o``: ``4 k C Cx``, nonlinear ``4 k C^2 + 4 C Cx + 8 C``. ``o2o``: ``4 k C``, nonlinear
           ``4 (k + 3) C``. ``holistic``: ``4 k C``, nonlinear ``2 k C^2 + 12 C``. Default for 256 channels: 1,048,576.
         - Multiply-accumulates per position of the feature, at twice its size: one for each weight of the convolutions
-          (the terms above without the ``8 C`` of BatchNorm, ``4 C`` in ``holistic``), and ``4 C`` for the product.
+          (the terms above without the ``8 C`` of BatchNorm, ``4 C`` in ``holistic``), and ``4 Cx`` for the product.
 
     Source: https://arxiv.org/abs/1908.00672
     """
@@ -77,7 +78,7 @@ class IndexNet(BaseUpsampler):
         super().__init__(in_channels, guide_channels, init_cfg=init_cfg)
         require_choice('index', index, INDEXES)
         channels = self.guide_channels
-        if index != 'holistic' and channels != in_channels:
+        if index == 'o2o' and channels != in_channels:
             raise ValueError(
                 f'index={index!r} needs guide and feature of the same number of channels, '
                 f'got {channels} and {in_channels}'
@@ -98,7 +99,7 @@ class IndexNet(BaseUpsampler):
             self.indexnet = net(2 * channels, 4)
         else:
             for n in range(1, 5):
-                self.add_module(f'indexnet{n}', net(channels, channels, channels if index == 'o2o' else 1))
+                self.add_module(f'indexnet{n}', net(channels, in_channels, channels if index == 'o2o' else 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

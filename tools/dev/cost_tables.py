@@ -144,6 +144,7 @@ UPERNET = 'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'
 FASTER_RCNN = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 FASTER_RCNN_64 = 'faster_rcnn/faster-rcnn_r50_fpn-stride64_1x_coco.py'
 PANOPTIC_FPN = 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'
+BTS = 'bts/bts_r50_1xb4-50e_nyu-416x544.py'
 SEGNET = 'segnet/segnet_vgg16-bn_1xb8-200e_sunrgbd-480x480.py'
 
 mask2former = Decoder(
@@ -171,10 +172,7 @@ TABLES = {
         'A2U matting R34, 512x512 (not in this project)',
         ((256, 256, 32, 32), (128, 128, 64, 64), (64, 64, 128, 128), (64, 64, 256, 256)),
     ),
-    'bts': Steps(
-        'BTS R50, 416x544 (not in this project)',
-        ((1024, 2048, 13, 17), (512, 512, 26, 34), (256, 128, 52, 68), (64, 128, 104, 136)),
-    ),
+    'bts': Decoder('BTS R50, 416x544', BTS, (416, 544), 'decode_head', strides=(2, 4, 8, 16, 32)),
 }  # fmt: skip
 
 
@@ -204,6 +202,10 @@ WHOLE = [
     Whole('Faster R-CNN R101, four steps', FASTER_RCNN_64.replace('r50', 'r101'), '65.8M', trainable=True),
     Whole('Panoptic FPN R50', PANOPTIC_FPN, '46.0M'),
     Whole('Panoptic FPN R101', PANOPTIC_FPN.replace('r50', 'r101'), '65.0M'),
+    Whole(
+        'BTS R50', BTS, '49.53M', why='has the classifier of the ImageNet encoder, which no forward uses',
+        plus=2048 * 1000 + 1000,
+    ),
 ]  # fmt: skip
 
 
