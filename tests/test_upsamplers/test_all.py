@@ -141,6 +141,33 @@ def test_one_training_step_at_odd_sizes(name, decoder, autocast):
         assert moved or parameter.grad.abs().max() < 1e-6 * parameter.abs().max(), parameter_name
 
 
+@pytest.mark.parametrize(
+    'decoder',
+    ['GuidedFPN', 'GuidedUPerHead', 'GuidedPixelDecoder', 'GuidedTransformerEncoderPixelDecoder']
+    + ['GuidedMSDeformAttnPixelDecoder'],
+)
+def test_decoders_that_add_a_lateral_leave_that_to_the_upsampler(decoder, monkeypatch):
+    """Every step is one call of `fuse`, whose result goes on; by default it is the sum."""
+    toolbox, options, arguments = DECODERS[decoder]
+    pytest.importorskip(toolbox)
+    cfg = dict(type=f'sapa_mm.{decoder}', upsample_cfg=dict(type='sapa_mm.Bilinear'), **options)
+    module = MODELS.build(ConfigDict(cfg)).eval()
+    inputs = levels(options['in_channels'])
+    expected = tensors(module(inputs, *arguments))
+    sizes = []
+
+    def fuse(self, feature, guide):
+        sizes.append(tuple(guide.shape[2:]))
+        return self(feature, guide) + guide
+
+    monkeypatch.setattr(BaseUpsampler, 'fuse', fuse)
+    torch.testing.assert_close(tensors(module(inputs, *arguments)), expected)
+    assert len(sizes) == len(module.upsamplers) and sizes[-1] == SIZE
+    monkeypatch.setattr(BaseUpsampler, 'fuse', lambda self, feature, guide: 0 * guide)
+    outs = tensors(module(inputs, *arguments))
+    assert not any(torch.equal(out, other) for out, other in zip(outs, expected) if out.shape[2:] == SIZE)
+
+
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
 def test_any_size(name, sizes):
     feature, guide = maps(*sizes)
