@@ -8,6 +8,7 @@ from .carafe import CARAFE
 from .deconv import Deconv
 from .dysample import DySample
 from .fade import FADE, FADELite
+from .flow_align import FlowAlign
 from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
 from .pixel_shuffle import PixelShuffle
@@ -24,6 +25,7 @@ __all__ = [
     'Deconv',
     'DySample',
     'FADELite',
+    'FlowAlign',
     'IndexNet',
     'Nearest',
     'PixelShuffle',
