@@ -6,6 +6,7 @@ from .a2u import A2U
 from .base import BaseUpsampler, build_upsampler
 from .carafe import CARAFE
 from .deconv import Deconv
+from .dlu import DLU
 from .dysample import DySample
 from .fade import FADE, FADELite
 from .flow_align import FlowAlign
@@ -18,6 +19,7 @@ from .sapa_deform import SAPADeform
 __all__ = [
     'A2U',
     'CARAFE',
+    'DLU',
     'FADE',
     'SAPA',
     'BaseUpsampler',
