@@ -12,6 +12,7 @@ from .fade import FADE, FADELite
 from .flow_align import FlowAlign
 from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
+from .lda_aqu import LDAAQU
 from .pixel_shuffle import PixelShuffle
 from .sapa import SAPA
 from .sapa_deform import SAPADeform
@@ -21,6 +22,7 @@ __all__ = [
     'CARAFE',
     'DLU',
     'FADE',
+    'LDAAQU',
     'SAPA',
     'BaseUpsampler',
     'Bilinear',
