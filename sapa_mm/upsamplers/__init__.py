@@ -10,6 +10,7 @@ from .dlu import DLU
 from .dysample import DySample
 from .fade import FADE, FADELite
 from .flow_align import FlowAlign
+from .freq_fusion import FreqFusion
 from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
 from .lda_aqu import LDAAQU
@@ -30,6 +31,7 @@ __all__ = [
     'DySample',
     'FADELite',
     'FlowAlign',
+    'FreqFusion',
     'IndexNet',
     'Nearest',
     'PixelShuffle',

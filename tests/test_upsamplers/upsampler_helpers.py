@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 # exact ratio, odd sides, ratio 3.7, equal, guide smaller, one pixel
@@ -28,15 +29,18 @@ def randomize(module, std=0.4, seed=0):
     return module
 
 
-def check_gradients(module, feature, guide):
-    """Analytic against numeric gradients, of the inputs whose values count and of every parameter."""
+def check_gradients(module, feature, guide, fast_mode=False):
+    """Analytic against numeric gradients, of the inputs whose values count and of every parameter.
+
+    In fast mode, along random directions: for modules of thousands of parameters.
+    """
     names = [name for name, _ in module.named_parameters()]
 
     def function(feature, guide, *parameters):
         return functional_call(module, dict(zip(names, parameters)), (feature, guide))
 
     guide = guide.requires_grad_(module.needs_guide)
-    assert gradcheck(function, (feature.requires_grad_(), guide, *module.parameters()))
+    assert gradcheck(function, (feature.requires_grad_(), guide, *module.parameters()), fast_mode=fast_mode)
 
 
 def count_parameters(module):
@@ -69,12 +73,8 @@ def clamped(x, row, column):
 def assemble(x, kernel, row, column):
     """Window of ``(C, h, w)`` around a position times ``kernel``, ``(K*K,)``, zeros outside."""
     side = round(len(kernel) ** 0.5)
-    out = torch.zeros(len(x), dtype=x.dtype)
-    for t in range(side**2):
-        r, c = row + t // side - side // 2, column + t % side - side // 2
-        if 0 <= r < x.shape[1] and 0 <= c < x.shape[2]:
-            out = out + kernel[t] * x[:, r, c]
-    return out
+    window = F.pad(x, (side // 2,) * 4)[:, row : row + side, column : column + side]
+    return window.flatten(1) @ kernel
 
 
 def at_all_positions(channels, size, function):
