@@ -15,6 +15,7 @@ from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
 from .lda_aqu import LDAAQU
 from .pixel_shuffle import PixelShuffle
+from .resfu import ReSFU
 from .sapa import SAPA
 from .sapa_deform import SAPADeform
 
@@ -35,6 +36,7 @@ __all__ = [
     'IndexNet',
     'Nearest',
     'PixelShuffle',
+    'ReSFU',
     'SAPADeform',
     'build_upsampler',
 ]
