@@ -9,6 +9,7 @@ from .deconv import Deconv
 from .dlu import DLU
 from .dysample import DySample
 from .fade import FADE, FADELite
+from .fapn_align import FaPNAlign
 from .flow_align import FlowAlign
 from .freq_fusion import FreqFusion
 from .indexnet import IndexNet
@@ -31,6 +32,7 @@ __all__ = [
     'Deconv',
     'DySample',
     'FADELite',
+    'FaPNAlign',
     'FlowAlign',
     'FreqFusion',
     'IndexNet',
