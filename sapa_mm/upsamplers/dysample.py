@@ -59,6 +59,7 @@ class DySample(BaseUpsampler):
     """
 
     needs_guide = False
+    variants = {'DySample': dict(dyscope=False), 'DySample+': dict(dyscope=True)}
 
     def __init__(
         self,

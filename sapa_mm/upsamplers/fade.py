@@ -203,6 +203,7 @@ class FADELite(FADE):
     """
 
     depthwise = True
+    variants = {'FADE-Lite': {}}
 
     def __init__(
         self,

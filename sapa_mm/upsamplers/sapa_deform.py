@@ -63,6 +63,8 @@ class SAPADeform(BaseUpsampler):
     Source: https://github.com/tiny-smart/sapa
     """
 
+    variants = {'SAPA-D': {}}
+
     def __init__(
         self,
         in_channels: int,
