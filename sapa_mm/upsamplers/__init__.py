@@ -8,7 +8,7 @@ The imports below are the one list of them: :data:`UPSAMPLERS`, :data:`VARIANTS`
 from ..ops.flops import register_with_mmengine
 from .a2u import A2U
 from .base import BaseUpsampler, build_upsampler
-from .carafe import CARAFE
+from .carafe import CARAFE, CARAFEDownsample
 from .deconv import Deconv
 from .dlu import DLU
 from .dysample import DySample
@@ -37,6 +37,6 @@ VARIANTS: dict[str, dict] = {
     for name, options in vars(kind).get('variants', {kind.__name__: {}}).items()
 }
 
-__all__ = ['UPSAMPLERS', 'VARIANTS', 'BaseUpsampler', 'build_upsampler', *UPSAMPLERS]
+__all__ = ['UPSAMPLERS', 'VARIANTS', 'BaseUpsampler', 'CARAFEDownsample', 'build_upsampler', *UPSAMPLERS]
 
 register_with_mmengine()

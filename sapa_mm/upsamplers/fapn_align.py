@@ -60,6 +60,8 @@ class FaPNAlign(BaseUpsampler):
     Source: https://arxiv.org/abs/2108.07058
     """
 
+    variants = {'FaPN': {}}
+
     def __init__(
         self,
         in_channels: int,
@@ -87,32 +89,30 @@ class FaPNAlign(BaseUpsampler):
         nn.init.zeros_(self.dcpack_L2.conv_offset_mask.weight)
         nn.init.zeros_(self.dcpack_L2.conv_offset_mask.bias)
 
-    def forward(self, feature: Tensor, guide: Tensor) -> Tensor:
-        """Upsample ``feature`` to the size of ``guide``, without the lateral.
+    def forward(self, feature: Tensor, guide: Tensor, fused: bool = False) -> Tensor:
+        """Upsample ``feature`` to the size of ``guide``.
 
         Args:
             feature: ``(N, in_channels, h, w)``.
             guide: ``(N, guide_channels, H, W)``, any size.
+            fused: Add the lateral, as :meth:`fuse` does.
 
         Returns:
-            ``(N, in_channels, H, W)``, not negative.
+            ``(N, in_channels, H, W)``, not negative without the lateral.
 
         Raises:
             ValueError: If ranks, batch sizes or channels do not fit.
         """
-        return self._align(feature, guide)[0]
-
-    def fuse(self, feature: Tensor, guide: Tensor) -> Tensor:
-        """The sum of the upsampled feature and the lateral that was made of the guide."""
-        aligned, lateral = self._align(feature, guide)
-        return aligned + lateral
-
-    def _align(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         self.check_inputs(feature, guide)
         enlarged = F.interpolate(feature, guide.shape[2:], mode='bilinear', align_corners=False)
         lateral = self.lateral_conv(guide)
         where = self.offset_norm(self.offset(torch.cat([lateral, 2 * enlarged], 1)))
-        return self.dcpack_L2(enlarged, where).relu(), lateral
+        aligned = self.dcpack_L2(enlarged, where).relu()
+        return aligned + lateral if fused else aligned
+
+    def fuse(self, feature: Tensor, guide: Tensor) -> Tensor:
+        """The sum of the upsampled feature and the lateral that was made of the guide."""
+        return self(feature, guide, fused=True)
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         rename_prefix(state_dict, f'{prefix}offset.norm.', f'{prefix}offset_norm.')

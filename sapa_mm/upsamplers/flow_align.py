@@ -61,6 +61,8 @@ class FlowAlign(BaseUpsampler):
     Source: https://arxiv.org/abs/2002.10120, https://arxiv.org/abs/2207.04415
     """
 
+    variants = {'FlowAlign': {}, 'FlowAlign v2': dict(gate='conv'), 'FlowAlign v2, pooled': dict(gate='pooled')}
+
     def __init__(
         self,
         in_channels: int,

@@ -96,6 +96,8 @@ class FreqFusion(BaseUpsampler):
     Source: https://arxiv.org/abs/2408.12879
     """
 
+    variants = {'FreqFusion': dict(resample=True)}
+
     def __init__(
         self,
         in_channels: int,
@@ -138,6 +140,7 @@ class FreqFusion(BaseUpsampler):
             raise ValueError(
                 f'resample_groups must divide in_channels, got {resample_groups} groups and {in_channels} channels'
             )
+        self.resample = resample
         self.lowpass_kernel = lowpass_kernel
         self.highpass_kernel = highpass_kernel
         self.comp_feat_upsample = comp_feat_upsample
@@ -175,12 +178,13 @@ class FreqFusion(BaseUpsampler):
         if self.use_high_pass:
             nn.init.normal_(self.content_encoder2.weight, std=0.001)
 
-    def forward(self, feature: Tensor, guide: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, guide: Tensor, fused: bool = False) -> Tensor:
         """Upsample ``feature`` to the size of ``guide``.
 
         Args:
             feature: ``(N, in_channels, h, w)``.
             guide: ``(N, guide_channels, H, W)``, any size.
+            fused: Add the sharpened guide, as :meth:`fuse` does.
 
         Returns:
             ``(N, in_channels, H, W)``.
@@ -188,13 +192,15 @@ class FreqFusion(BaseUpsampler):
         Raises:
             ValueError: If ranks, batch sizes or channels do not fit.
         """
+        if fused:
+            _, guide, upsampled = self.refine(feature, guide)
+            return guide + upsampled
         cx, cy, low, _ = self._prepare(feature, guide)
         return self._upsample(feature, cx, cy, low)
 
     def fuse(self, feature: Tensor, guide: Tensor) -> Tensor:
         """The sum of the upsampled feature and the sharpened guide."""
-        _, guide, upsampled = self.refine(feature, guide)
-        return guide + upsampled
+        return self(feature, guide, fused=True)
 
     def refine(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All that the published module returns.

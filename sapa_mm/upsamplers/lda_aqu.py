@@ -78,6 +78,7 @@ class LDAAQU(BaseUpsampler):
     Source: https://github.com/duzw9311/LDA-AQU
     """
 
+    variants = {'LDA-AQU': {}}
     needs_guide = False
 
     def __init__(
