@@ -23,15 +23,21 @@ from sapa_mm.ops.reference import affiliation_scores
 from sapa_mm.upsamplers import (
     A2U,
     CARAFE,
+    DLU,
     FADE,
+    LDAAQU,
     SAPA,
     Bilinear,
     Deconv,
     DySample,
     FADELite,
+    FaPNAlign,
+    FlowAlign,
+    FreqFusion,
     IndexNet,
     Nearest,
     PixelShuffle,
+    ReSFU,
     SAPADeform,
 )
 
@@ -51,6 +57,18 @@ DYSAMPLE_ARGUMENTS = dict(
 SAPA_D_ARGUMENTS = dict(
     dim_y='guide_channels', dim_x='in_channels', up_factor='scale_factor', num_point='num_points', groups='groups',
     embedding_dim='embed_dims', qkv_bias='bias', high_offset='high_offset',
+)  # fmt: skip
+FREQ_FUSION_ARGUMENTS = dict(
+    hr_channels='guide_channels', lr_channels='in_channels', feature_resample='resample',
+    feature_resample_norm='resample_norm', feature_resample_group='resample_groups',
+)  # fmt: skip
+LDA_AQU_ARGUMENTS = dict(
+    nh='num_heads', k_u='kernel_size', k_e='encoder_kernel', n_groups='groups', range_factor='offset_range',
+    rpb='position_bias',
+)  # fmt: skip
+RESFU_ARGUMENTS = dict(
+    dim_y='guide_channels', dim_x='in_channels', normx='norm_feature', normy='norm_guide', embedding_dim='embed_dims',
+    gf_scale='filter_stride', gf_radius='radius', gf_eps='eps', kernel='kernel_size',
 )  # fmt: skip
 FADE_ARGUMENTS = dict(in_channels_en='guide_channels', in_channels_de='in_channels', up_kernel_size='kernel_size')
 
@@ -300,6 +318,52 @@ def build_uper(case):
     return head, call_levels
 
 
+def renamed(published, arguments):
+    """Published options by the names here; those that are the same are not listed."""
+    return {arguments.get(name, name): value for name, value in published.items()}
+
+
+def call_fused(module, inputs):
+    return module.fuse(inputs['x'], inputs['y'])
+
+
+def build_freq_fusion(case):
+    kwargs = renamed(case['kwargs'], FREQ_FUSION_ARGUMENTS)
+    assert kwargs.pop('scale_factor', 1) == 1 and kwargs.pop('up_group', 1) == 1  # the published code fails otherwise
+    return FreqFusion(**kwargs), lambda module, inputs: module.refine(inputs['x'], inputs['y'])
+
+
+def build_lda_aqu(case):
+    kwargs = renamed(case['kwargs'], LDA_AQU_ARGUMENTS)
+    kwargs.pop('scale_factor', None)  # the guide's size says it
+    return LDAAQU(**kwargs), call_to_size(case['shapes']['out'][2:])
+
+
+def build_resfu(case):
+    return ReSFU(**renamed(case['kwargs'], RESFU_ARGUMENTS)), call_guided
+
+
+def build_dlu(case):
+    kwargs = renamed(case['kwargs'], dict(channels='in_channels', up_kernel='kernel_size'))
+    assert kwargs.pop('up_group', 1) == 1  # the published code fails otherwise
+    return DLU(**kwargs), call_to_size(case['shapes']['out'][2:])
+
+
+def build_flow_align(gate):
+    def build(case):
+        kwargs = renamed(case['kwargs'], dict(inplane='in_channels', outplane='embed_dims'))
+        return FlowAlign(**kwargs, gate=gate), call_guided if gate is None else call_fused
+
+    return build
+
+
+def build_fapn_align(case):
+    kwargs = renamed(case['kwargs'], dict(in_nc='guide_channels', out_nc='in_channels'))
+    if kwargs.get('norm') == 'GN':
+        kwargs['norm'] = 'group'
+    return FaPNAlign(**kwargs), call_fused
+
+
 ADAPTERS = {
     'sapa.sim': raw_op(nhwc(scores)),
     'sapa.atn': raw_op(nhwc(assembly)),
@@ -332,6 +396,14 @@ ADAPTERS = {
     'IndexNet (DepthwiseM2OIndexBlock)': build_indexnet('m2o'),
     'A2U': build_a2u,
     'A2U (mmdet fork A2UUp)': build_a2u_fork,
+    'FreqFusion': build_freq_fusion,
+    'LDA-AQU': build_lda_aqu,
+    'ReSFU': build_resfu,
+    'DLU': build_dlu,
+    'SFNet FAM': build_flow_align(None),
+    'SFNet FAM v2': build_flow_align('conv'),
+    'SFNet FAM v2 (pooled gate)': build_flow_align('pooled'),
+    'FaPN FAM': build_fapn_align,
     'SegFormer head wiring': build_segformer,
     'FPN wiring': build_fpn,
     'UPerNet head wiring': build_uper,
