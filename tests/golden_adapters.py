@@ -26,8 +26,10 @@ from sapa_mm.upsamplers import (
     DLU,
     FADE,
     LDAAQU,
+    NAF,
     SAPA,
     Bilinear,
+    CARAFEStack,
     Deconv,
     DySample,
     FADELite,
@@ -35,11 +37,14 @@ from sapa_mm.upsamplers import (
     FlowAlign,
     FreqFusion,
     IndexNet,
+    JBUStack,
     Nearest,
     PixelShuffle,
     ReSFU,
     SAPADeform,
+    SAPAStack,
 )
+from sapa_mm.upsamplers.image_guided import JBUStep, attend
 
 SAPA_ARGUMENTS = dict(
     dim_y='guide_channels', dim_x='in_channels', out_dim='out_channels', up_kernel_size='kernel_size',
@@ -364,6 +369,37 @@ def build_fapn_align(case):
     return FaPNAlign(**kwargs), call_fused
 
 
+def build_stack(kind):
+    def build(case):
+        kwargs = case['kwargs']
+        assert kwargs.get('kernel_size', 1) == 1  # of CARAFE's stack, not used by the published code
+        channels = next(kwargs[name] for name in ('dim_x', 'feat_dim', 'dim') if name in kwargs)
+        return kind(channels), lambda module, inputs: module(inputs['source'], inputs['guidance'])
+
+    return build
+
+
+def build_jbu_step(case):
+    kwargs = renamed(case['kwargs'], dict(guidance_dim='guide_channels', key_dim='embed_dims'))
+    kwargs.pop('feat_dim')  # of no use in the published code either
+    return JBUStep(**kwargs), lambda module, inputs: module(inputs['source'], inputs['guidance'])
+
+
+def build_naf_attention(case):
+    kwargs = case['kwargs']
+    (kernel_size,) = set(kwargs['kernel_size'])
+
+    def call(_, inputs):
+        return attend(inputs['q'], inputs['k'], inputs['v'], kwargs['num_heads'], kernel_size)
+
+    return None, call
+
+
+def build_naf(case):
+    size = tuple(case['shapes']['out'][2:])
+    return NAF(**case['kwargs']), lambda module, inputs: module(inputs['features'], inputs['image'], size)
+
+
 ADAPTERS = {
     'sapa.sim': raw_op(nhwc(scores)),
     'sapa.atn': raw_op(nhwc(assembly)),
@@ -404,10 +440,17 @@ ADAPTERS = {
     'SFNet FAM v2': build_flow_align('conv'),
     'SFNet FAM v2 (pooled gate)': build_flow_align('pooled'),
     'FaPN FAM': build_fapn_align,
+    'FeatUp SAPA': build_sapa('bilinear'),
+    'FeatUp SAPA stack': build_stack(SAPAStack),
+    'FeatUp JBU': build_jbu_step,
+    'FeatUp JBU stack': build_stack(JBUStack),
+    'FeatUp CARAFE stack': build_stack(CARAFEStack),
+    'NAF attention': build_naf_attention,
+    'NAF': build_naf,
     'SegFormer head wiring': build_segformer,
     'FPN wiring': build_fpn,
     'UPerNet head wiring': build_uper,
 }
 
 #: Operators whose smallest case is too large for `data/golden`; folders of SAPA_MM_GOLDEN may have them.
-TOO_LARGE = frozenset()
+TOO_LARGE = frozenset({'FeatUp SAPA stack', 'FeatUp JBU stack', 'FeatUp CARAFE stack'})

@@ -16,6 +16,7 @@ from .fade import FADE, FADELite
 from .fapn_align import FaPNAlign
 from .flow_align import FlowAlign
 from .freq_fusion import FreqFusion
+from .image_guided import NAF, CARAFEStack, ColourAffiliation, JBUStack, SAPAStack
 from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
 from .lda_aqu import LDAAQU
@@ -37,6 +38,18 @@ VARIANTS: dict[str, dict] = {
     for name, options in vars(kind).get('variants', {kind.__name__: {}}).items()
 }
 
-__all__ = ['UPSAMPLERS', 'VARIANTS', 'BaseUpsampler', 'CARAFEDownsample', 'build_upsampler', *UPSAMPLERS]
+__all__ = [
+    'NAF',
+    'UPSAMPLERS',
+    'VARIANTS',
+    'BaseUpsampler',
+    'CARAFEDownsample',
+    'CARAFEStack',
+    'ColourAffiliation',
+    'JBUStack',
+    'SAPAStack',
+    'build_upsampler',
+    *UPSAMPLERS,
+]
 
 register_with_mmengine()
