@@ -24,17 +24,28 @@ from sapa_mm.ops.reference import affiliation_scores
 from sapa_mm.upsamplers import (
     A2U,
     CARAFE,
+    DLU,
     FADE,
+    LDAAQU,
+    NAF,
     SAPA,
     Bilinear,
+    CARAFEStack,
     Deconv,
     DySample,
     FADELite,
+    FaPNAlign,
+    FlowAlign,
+    FreqFusion,
     IndexNet,
+    JBUStack,
     Nearest,
     PixelShuffle,
+    ReSFU,
     SAPADeform,
+    SAPAStack,
 )
+from sapa_mm.upsamplers.image_guided import JBUStep, attend
 
 SAPA_ARGUMENTS = dict(
     dim_y='guide_channels', dim_x='in_channels', out_dim='out_channels', up_kernel_size='kernel_size',
@@ -52,6 +63,18 @@ DYSAMPLE_ARGUMENTS = dict(
 SAPA_D_ARGUMENTS = dict(
     dim_y='guide_channels', dim_x='in_channels', up_factor='scale_factor', num_point='num_points', groups='groups',
     embedding_dim='embed_dims', qkv_bias='bias', high_offset='high_offset',
+)  # fmt: skip
+FREQ_FUSION_ARGUMENTS = dict(
+    hr_channels='guide_channels', lr_channels='in_channels', feature_resample='resample',
+    feature_resample_norm='resample_norm', feature_resample_group='resample_groups',
+)  # fmt: skip
+LDA_AQU_ARGUMENTS = dict(
+    nh='num_heads', k_u='kernel_size', k_e='encoder_kernel', n_groups='groups', range_factor='offset_range',
+    rpb='position_bias',
+)  # fmt: skip
+RESFU_ARGUMENTS = dict(
+    dim_y='guide_channels', dim_x='in_channels', normx='norm_feature', normy='norm_guide', embedding_dim='embed_dims',
+    gf_scale='filter_stride', gf_radius='radius', gf_eps='eps', kernel='kernel_size',
 )  # fmt: skip
 FADE_ARGUMENTS = dict(in_channels_en='guide_channels', in_channels_de='in_channels', up_kernel_size='kernel_size')
 
@@ -328,6 +351,83 @@ def build_depth_errors(case):
     return None, lambda _, inputs: call(DepthAccuracy(), inputs)
 
 
+def renamed(published, arguments):
+    """Published options by the names here; those that are the same are not listed."""
+    return {arguments.get(name, name): value for name, value in published.items()}
+
+
+def call_fused(module, inputs):
+    return module.fuse(inputs['x'], inputs['y'])
+
+
+def build_freq_fusion(case):
+    kwargs = renamed(case['kwargs'], FREQ_FUSION_ARGUMENTS)
+    assert kwargs.pop('scale_factor', 1) == 1 and kwargs.pop('up_group', 1) == 1  # the published code fails otherwise
+    return FreqFusion(**kwargs), lambda module, inputs: module.refine(inputs['x'], inputs['y'])
+
+
+def build_lda_aqu(case):
+    kwargs = renamed(case['kwargs'], LDA_AQU_ARGUMENTS)
+    kwargs.pop('scale_factor', None)  # the guide's size says it
+    return LDAAQU(**kwargs), call_to_size(case['shapes']['out'][2:])
+
+
+def build_resfu(case):
+    return ReSFU(**renamed(case['kwargs'], RESFU_ARGUMENTS)), call_guided
+
+
+def build_dlu(case):
+    kwargs = renamed(case['kwargs'], dict(channels='in_channels', up_kernel='kernel_size'))
+    assert kwargs.pop('up_group', 1) == 1  # the published code fails otherwise
+    return DLU(**kwargs), call_to_size(case['shapes']['out'][2:])
+
+
+def build_flow_align(gate):
+    def build(case):
+        kwargs = renamed(case['kwargs'], dict(inplane='in_channels', outplane='embed_dims'))
+        return FlowAlign(**kwargs, gate=gate), call_guided if gate is None else call_fused
+
+    return build
+
+
+def build_fapn_align(case):
+    kwargs = renamed(case['kwargs'], dict(in_nc='guide_channels', out_nc='in_channels'))
+    if kwargs.get('norm') == 'GN':
+        kwargs['norm'] = 'group'
+    return FaPNAlign(**kwargs), call_fused
+
+
+def build_stack(kind):
+    def build(case):
+        kwargs = case['kwargs']
+        assert kwargs.get('kernel_size', 1) == 1  # of CARAFE's stack, not used by the published code
+        channels = next(kwargs[name] for name in ('dim_x', 'feat_dim', 'dim') if name in kwargs)
+        return kind(channels), lambda module, inputs: module(inputs['source'], inputs['guidance'])
+
+    return build
+
+
+def build_jbu_step(case):
+    kwargs = renamed(case['kwargs'], dict(guidance_dim='guide_channels', key_dim='embed_dims'))
+    kwargs.pop('feat_dim')  # of no use in the published code either
+    return JBUStep(**kwargs), lambda module, inputs: module(inputs['source'], inputs['guidance'])
+
+
+def build_naf_attention(case):
+    kwargs = case['kwargs']
+    (kernel_size,) = set(kwargs['kernel_size'])
+
+    def call(_, inputs):
+        return attend(inputs['q'], inputs['k'], inputs['v'], kwargs['num_heads'], kernel_size)
+
+    return None, call
+
+
+def build_naf(case):
+    size = tuple(case['shapes']['out'][2:])
+    return NAF(**case['kwargs']), lambda module, inputs: module(inputs['features'], inputs['image'], size)
+
+
 ADAPTERS = {
     'sapa.sim': raw_op(nhwc(scores)),
     'sapa.atn': raw_op(nhwc(assembly)),
@@ -360,6 +460,21 @@ ADAPTERS = {
     'IndexNet (DepthwiseM2OIndexBlock)': build_indexnet('m2o'),
     'A2U': build_a2u,
     'A2U (mmdet fork A2UUp)': build_a2u_fork,
+    'FreqFusion': build_freq_fusion,
+    'LDA-AQU': build_lda_aqu,
+    'ReSFU': build_resfu,
+    'DLU': build_dlu,
+    'SFNet FAM': build_flow_align(None),
+    'SFNet FAM v2': build_flow_align('conv'),
+    'SFNet FAM v2 (pooled gate)': build_flow_align('pooled'),
+    'FaPN FAM': build_fapn_align,
+    'FeatUp SAPA': build_sapa('bilinear'),
+    'FeatUp SAPA stack': build_stack(SAPAStack),
+    'FeatUp JBU': build_jbu_step,
+    'FeatUp JBU stack': build_stack(JBUStack),
+    'FeatUp CARAFE stack': build_stack(CARAFEStack),
+    'NAF attention': build_naf_attention,
+    'NAF': build_naf,
     'SegFormer head wiring': build_segformer,
     'FPN wiring': build_fpn,
     'UPerNet head wiring': build_uper,
@@ -369,4 +484,4 @@ ADAPTERS = {
 }
 
 #: Operators whose smallest case is too large for `data/golden`; folders of SAPA_MM_GOLDEN may have them.
-TOO_LARGE = frozenset({'BTS decoder'})
+TOO_LARGE = frozenset({'BTS decoder', 'FeatUp SAPA stack', 'FeatUp JBU stack', 'FeatUp CARAFE stack'})

@@ -16,10 +16,10 @@ from ..upsamplers import build_upsampler
 class GuidedUPerHead(LoadsPublishedLayout, UPerHead):
     """UPerHead of mmseg with an upsampler at every top-down step.
 
-    ``lateral[i] + upsamplers[i](lateral[i + 1], lateral[i])`` replaces the addition of the resized level, whose
-    coarsest is the result of the pyramid pooling. The resizes inside the pooling and before the fusion stay. All other
-    parameters have the names of the parent, whose checkpoints load; the key prefix ``upsample_modules`` of the
-    published experiments loads too.
+    ``upsamplers[i].fuse(lateral[i + 1], lateral[i])``, for most upsamplers ``lateral[i] + upsamplers[i](lateral[i + 1],
+    lateral[i])``, replaces the addition of the resized level, whose coarsest is the result of the pyramid pooling. The
+    resizes inside the pooling and before the fusion stay. All other parameters have the names of the parent, whose
+    checkpoints load; the key prefix ``upsample_modules`` of the published experiments loads too.
 
     Args:
         *args, **kwargs: As the parent.
@@ -53,7 +53,7 @@ class GuidedUPerHead(LoadsPublishedLayout, UPerHead):
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs)]
         laterals.append(self.psp_forward(inputs))
         for i in reversed(range(len(self.upsamplers))):
-            laterals[i] = laterals[i] + self.upsamplers[i](laterals[i + 1], laterals[i])
+            laterals[i] = self.upsamplers[i].fuse(laterals[i + 1], laterals[i])
         finest, *coarser = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
         coarser.append(laterals[-1])
         size, align_corners = finest.shape[2:], self.align_corners

@@ -22,9 +22,9 @@ from ..upsamplers import build_upsampler
 class GuidedFPN(LoadsPublishedLayout, FPN):
     """FPN of mmdet (of mmseg where mmdet is missing) with an upsampler at every top-down step.
 
-    ``lateral[i] + upsamplers[i](lateral[i + 1], lateral[i])`` replaces the addition of the interpolated level. All
-    other parameters have the names of the parent, whose checkpoints load; the key prefix ``upsample_modules`` of the
-    published detection experiments loads too.
+    ``upsamplers[i].fuse(lateral[i + 1], lateral[i])``, for most upsamplers ``lateral[i] + upsamplers[i](lateral[i + 1],
+    lateral[i])``, replaces the addition of the interpolated level. All other parameters have the names of the parent,
+    whose checkpoints load; the key prefix ``upsample_modules`` of the published detection experiments loads too.
 
     With ``extra_in_path`` the levels beyond the backbone's take part in the top-down path, as in mmdet's
     ``FPN_CARAFE``, whose parameters have the same names: a strided 3x3 lateral on the backbone's last map, then on the
@@ -95,7 +95,7 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
         for conv in self.lateral_convs[len(used) :]:
             laterals.append(conv(used[-1] if len(laterals) == len(used) else laterals[-1]))
         for i in reversed(range(len(laterals) - 1)):
-            laterals[i] = laterals[i] + self._step(i, laterals[i + 1], laterals[i])
+            laterals[i] = self._step(i, laterals[i + 1], laterals[i])
         outs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
 
         source = dict(on_input=used[-1], on_lateral=laterals[-1], on_output=outs[-1])
@@ -110,10 +110,10 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
 
     def _step(self, i: int, feature: Tensor, guide: Tensor) -> Tensor:
         if self.upsamplers is not None:
-            return self.upsamplers[i](feature, guide)
+            return self.upsamplers[i].fuse(feature, guide)
         if 'scale_factor' in self.upsample_cfg:
-            return F.interpolate(feature, **self.upsample_cfg)
-        return F.interpolate(feature, size=guide.shape[2:], **self.upsample_cfg)
+            return guide + F.interpolate(feature, **self.upsample_cfg)
+        return guide + F.interpolate(feature, size=guide.shape[2:], **self.upsample_cfg)
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         rename_prefix(state_dict, f'{prefix}upsample_modules.', f'{prefix}upsamplers.')

@@ -15,9 +15,9 @@ from ..upsamplers import build_upsampler
 class GuidedMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
     """MSDeformAttnPixelDecoder of mmdet with an upsampler at every step below the transformer encoder.
 
-    ``lateral + upsampler(out, lateral)`` replaces the addition of the bilinearly resized map: one step, stride 8 to
-    4, in the published model. All other parameters have the names of the parent, whose checkpoints load. Inside
-    autocast it works in float32, as the published decoder does.
+    ``upsampler.fuse(out, lateral)``, for most ``lateral + upsampler(out, lateral)``, replaces the addition of the
+    bilinearly resized map: one step, stride 8 to 4, in the published model. All other parameters have the names of the
+    parent, whose checkpoints load. Inside autocast it works in float32, as the published decoder does.
 
     Args:
         upsample_cfg (dict, optional): Config of an upsampler, such as ``dict(type='sapa_mm.SAPA')``, which gets its
@@ -59,7 +59,7 @@ class GuidedMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
         # index of the level: with more than one step, level i has number i, and the finest level comes last.
         for i in reversed(range(len(self.lateral_convs))):
             lateral = self.lateral_convs[i](feats[i])
-            outs.append(self.output_convs[i](lateral + self.upsamplers[i](outs[-1], lateral)))
+            outs.append(self.output_convs[i](self.upsamplers[i].fuse(outs[-1], lateral)))
         return self.mask_feature(outs[-1]), outs[: self.num_outs]
 
     def _encode(self, feats: list[Tensor]) -> list[Tensor]:

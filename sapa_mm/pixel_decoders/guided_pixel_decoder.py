@@ -54,7 +54,7 @@ class _GuidedPath:
         y, memory = self._encode(feats[-1], batch_img_metas)
         for i in reversed(range(len(self.lateral_convs))):
             lateral = self.lateral_convs[i](feats[i])
-            y = self.output_convs[i](lateral + self.upsamplers[i](y, lateral))
+            y = self.output_convs[i](self.upsamplers[i].fuse(y, lateral))
         return self.mask_feature(y), memory
 
 
@@ -76,9 +76,9 @@ class _EqualsParent(ABCMeta):
 class GuidedPixelDecoder(_GuidedPath, PixelDecoder, metaclass=_EqualsParent):
     """PixelDecoder of mmdet with an upsampler at every top-down step.
 
-    ``lateral + upsamplers[i](y, lateral)`` replaces the addition of the interpolated map: three steps, stride 32 to 4,
-    in the published model. All other parameters have the names of the parent, whose checkpoints load. Inside autocast
-    it works in float32, as the published decoder does.
+    ``upsamplers[i].fuse(y, lateral)``, for most ``lateral + upsamplers[i](y, lateral)``, replaces the addition of the
+    interpolated map: three steps, stride 32 to 4, in the published model. All other parameters have the names of the
+    parent, whose checkpoints load. Inside autocast it works in float32, as the published decoder does.
 
     Args:
         *args, **kwargs: As the parent.

@@ -8,13 +8,20 @@ The imports below are the one list of them: :data:`UPSAMPLERS`, :data:`VARIANTS`
 from ..ops.flops import register_with_mmengine
 from .a2u import A2U
 from .base import BaseUpsampler, build_upsampler
-from .carafe import CARAFE
+from .carafe import CARAFE, CARAFEDownsample
 from .deconv import Deconv
+from .dlu import DLU
 from .dysample import DySample
 from .fade import FADE, FADELite
+from .fapn_align import FaPNAlign
+from .flow_align import FlowAlign
+from .freq_fusion import FreqFusion
+from .image_guided import NAF, CARAFEStack, ColourAffiliation, JBUStack, SAPAStack
 from .indexnet import IndexNet
 from .interpolation import Bilinear, Nearest
+from .lda_aqu import LDAAQU
 from .pixel_shuffle import PixelShuffle
+from .resfu import ReSFU
 from .sapa import SAPA
 from .sapa_deform import SAPADeform
 
@@ -31,6 +38,18 @@ VARIANTS: dict[str, dict] = {
     for name, options in vars(kind).get('variants', {kind.__name__: {}}).items()
 }
 
-__all__ = ['UPSAMPLERS', 'VARIANTS', 'BaseUpsampler', 'build_upsampler', *UPSAMPLERS]
+__all__ = [
+    'NAF',
+    'UPSAMPLERS',
+    'VARIANTS',
+    'BaseUpsampler',
+    'CARAFEDownsample',
+    'CARAFEStack',
+    'ColourAffiliation',
+    'JBUStack',
+    'SAPAStack',
+    'build_upsampler',
+    *UPSAMPLERS,
+]
 
 register_with_mmengine()

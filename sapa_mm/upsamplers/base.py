@@ -88,6 +88,20 @@ class BaseUpsampler(LoadsPublishedLayout, BaseModule):
         """
         raise NotImplementedError(f'{type(self).__name__} must implement forward(feature, guide)')
 
+    def fuse(self, feature: Tensor, guide: Tensor) -> Tensor:
+        """The step of a top-down path: the upsampled feature and the finer level in one map.
+
+        The sum of FPN, unless an upsampler was published with a guide that it changes or a lateral of its own.
+
+        Args:
+            feature: ``(N, in_channels, h, w)``.
+            guide: ``(N, guide_channels, H, W)``, any size. The sum needs ``guide_channels`` equal to ``out_channels``.
+
+        Returns:
+            ``(N, out_channels, H, W)``.
+        """
+        return guide + self(feature, guide)
+
 
 def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
     """Bring the result of an operator that multiplies sizes by ``scale_factor`` to ``size``.

@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from sapa_mm.registry import MODELS
-from sapa_mm.upsamplers import UPSAMPLERS, build_upsampler
+from sapa_mm.upsamplers import UPSAMPLERS, BaseUpsampler, build_upsampler
 
 PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders'))
 for place in PLACES:
@@ -83,6 +83,14 @@ def make(name, seed=0, **options):
     return build_upsampler(dict(type=f'sapa_mm.{name}', **options), CHANNELS, CHANNELS).eval()
 
 
+def wake(module):
+    """Move weights that begin at 0, as of published offsets: what lies before them would get no gradient yet."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.01)
+    return module
+
+
 @pytest.fixture(params=UPSAMPLERS)
 def name(request):
     return request.param
@@ -123,6 +131,7 @@ def test_one_training_step_at_odd_sizes(name, decoder, autocast):
     cfg = dict(type=f'sapa_mm.{decoder}', upsample_cfg=dict(type=f'sapa_mm.{name}'), **options)
     module = MODELS.build(ConfigDict(cfg))
     module.init_weights()
+    wake(module.upsamplers)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
 
@@ -140,6 +149,33 @@ def test_one_training_step_at_odd_sizes(name, decoder, autocast):
             assert parameter.grad.any(), parameter_name
         moved = not torch.equal(parameter, before[parameter_name])
         assert moved or parameter.grad.abs().max() < 1e-6 * parameter.abs().max(), parameter_name
+
+
+@pytest.mark.parametrize(
+    'decoder',
+    ['GuidedFPN', 'GuidedUPerHead', 'GuidedPixelDecoder', 'GuidedTransformerEncoderPixelDecoder']
+    + ['GuidedMSDeformAttnPixelDecoder'],
+)
+def test_decoders_that_add_a_lateral_leave_that_to_the_upsampler(decoder, monkeypatch):
+    """Every step is one call of `fuse`, whose result goes on; by default it is the sum."""
+    toolbox, options, arguments = DECODERS[decoder]
+    pytest.importorskip(toolbox)
+    cfg = dict(type=f'sapa_mm.{decoder}', upsample_cfg=dict(type='sapa_mm.Bilinear'), **options)
+    module = MODELS.build(ConfigDict(cfg)).eval()
+    inputs = levels(options['in_channels'])
+    expected = tensors(module(inputs, *arguments))
+    sizes = []
+
+    def fuse(self, feature, guide):
+        sizes.append(tuple(guide.shape[2:]))
+        return self(feature, guide) + guide
+
+    monkeypatch.setattr(BaseUpsampler, 'fuse', fuse)
+    torch.testing.assert_close(tensors(module(inputs, *arguments)), expected)
+    assert len(sizes) == len(module.upsamplers) and sizes[-1] == SIZE
+    monkeypatch.setattr(BaseUpsampler, 'fuse', lambda self, feature, guide: 0 * guide)
+    outs = tensors(module(inputs, *arguments))
+    assert not any(torch.equal(out, other) for out, other in zip(outs, expected) if out.shape[2:] == SIZE)
 
 
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
@@ -173,7 +209,7 @@ def test_non_contiguous_inputs(name):
 
 
 def test_needs_guide_says_whether_values_of_the_guide_count(name):
-    module, (feature, guide) = make(name), maps((4, 3), (8, 6))
+    module, (feature, guide) = wake(make(name)), maps((4, 3), (8, 6))
     changed = torch.equal(module(feature, guide), module(feature, guide.flip(3) * 3))
     assert changed != module.needs_guide
     assert type(module).needs_guide is module.needs_guide

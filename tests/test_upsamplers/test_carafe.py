@@ -7,9 +7,10 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from sapa_mm.ops import feature_assembly
-from sapa_mm.upsamplers import CARAFE
+from sapa_mm.upsamplers import CARAFE, CARAFEDownsample
 
 OPTIONS = [
     dict(),
@@ -173,3 +174,60 @@ def test_loads_mmcv_s_module(options):
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         CARAFE(**{'in_channels': 8, **options})
+
+
+def downsample(**options):
+    torch.manual_seed(0)
+    module = CARAFEDownsample(4, **{'compressed_channels': 3, **options}).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return module
+
+
+@pytest.mark.parametrize('size', [(4, 6), (5, 7), (1, 2)], ids=str)
+@pytest.mark.parametrize('options', [dict(), dict(kernel_size=3, groups=2), dict(scale_factor=3)], ids=str)
+def test_downsampling_matches_definition(options, size):
+    module, (feature, _) = downsample(**options), maps(size, (1, 1))
+    scale, side = module.scale_factor, module.kernel_size
+    with torch.no_grad():
+        logits = module.content_encoder(module.channel_compressor(feature)).unflatten(1, (module.groups, -1))
+        weights = logits.softmax(2).repeat_interleave(4 // module.groups, 1)
+        padded = F.pad(feature, (side // 2,) * 4)
+        out = module(feature)
+        assert out.shape == (2, 4, -(-size[0] // scale), -(-size[1] // scale))
+        for i in range(out.shape[2]):
+            for j in range(out.shape[3]):
+                window = padded[:, :, scale * i : scale * i + side, scale * j : scale * j + side].flatten(2)
+                torch.testing.assert_close(out[:, :, i, j], (window * weights[:, :, :, i, j]).sum(2))
+
+
+def test_downsampling_starts_as_a_mean():
+    torch.manual_seed(0)
+    module = CARAFEDownsample(256)
+    for _ in range(2):
+        assert_published_initialisation(module)
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, 1, 2)
+        module.init_weights()
+    feature = torch.ones(1, 256, 8, 8)
+    torch.testing.assert_close(module(feature)[:, :, 1:-1, 1:-1], feature[:, :, 1:3, 1:3])
+    assert module(feature[:0]).shape == (0, 256, 4, 4)
+
+
+def test_downsampling_cost_and_gradients():
+    module = CARAFEDownsample(8, 3, 3, 2, 5, 1, 6)
+    assert sum(p.numel() for p in module.parameters()) == 8 * 6 + 6 + (25 * 6 + 1) * 2 * 9
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.zeros(1, 8, 6, 9))
+    assert counter.get_total_flops() == 2 * 6 * (9 * 8 * 6 + 25 * 2 * 9 * 6 + 9 * 8)
+    module = downsample(kernel_size=3)
+    assert gradcheck(module, maps((3, 4), (1, 1))[0].requires_grad_())
+    module(maps((3, 4), (1, 1))[0]).square().sum().backward()
+    assert all(p.grad.any() for p in module.parameters())
+
+
+def test_downsampling_bad_input():
+    with pytest.raises(ValueError, match='groups must divide in_channels, got 3 groups and 8 channels'):
+        CARAFEDownsample(8, groups=3)
+    with pytest.raises(ValueError, match=r'feature must be \(N, 8, H, W\), got \(1, 7, 4, 4\)'):
+        CARAFEDownsample(8)(torch.zeros(1, 7, 4, 4))
