@@ -99,6 +99,9 @@ def check_affiliation(library, size, kernel_size, normalization, dtype=torch.flo
     leaves = [x.double().requires_grad_() for x in (query, key, value)]
     expected = reference.point_affiliation(*leaves, kernel_size, normalization)
     assert_near(output, expected.detach())
+    if normalization == 'softmax':  # backward divides by the sum again, which would hide another normalizer
+        scores = reference.affiliation_scores(*(x.double() for x in (query, key)), kernel_size)
+        assert_near(normalizer, scores.logsumexp(1))
 
     grads = [filled(*x.shape, dtype=dtype) if want else None for x, want in zip(leaves, wanted)]
     run(library, 'affiliation_backward', sizes, maps, code, images, query, key, value, grad, normalizer, *grads)
