@@ -131,16 +131,18 @@ def _plain_attention():
         plain = torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
     else:
         plain = sdpa_kernel(SDPBackend.MATH)
-    mha = getattr(torch.backends, 'mha', None)  # torch 2.1 has no switch for it
-    fast = mha and mha.get_fastpath_enabled()
-    if mha:
-        mha.set_fastpath_enabled(False)
+    if hasattr(torch.backends, 'mha'):
+        read, write = torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled
+        off = False
+    else:  # torch 2.1 leaves it under autocast; the flag is that of CUDA and does nothing else here
+        read, write, off = torch.is_autocast_enabled, torch.set_autocast_enabled, True
+    before = read()
+    write(off)
     try:
         with plain:
             yield
     finally:
-        if mha:
-            mha.set_fastpath_enabled(fast)
+        write(before)
 
 
 def build_model(cfg) -> torch.nn.Module:
