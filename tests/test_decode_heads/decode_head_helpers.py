@@ -29,3 +29,6 @@ class Bilinear(nn.Module):
 
     def forward(self, feature, guide):
         return F.interpolate(feature, size=guide.shape[2:], mode='bilinear', align_corners=False)
+
+    def fuse(self, feature, guide):
+        return guide + self(feature, guide)

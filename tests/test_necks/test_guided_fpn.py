@@ -68,6 +68,9 @@ class Nearest(nn.Module):
     def forward(self, feature, guide):
         return F.interpolate(feature, size=guide.shape[2:], mode='nearest')
 
+    def fuse(self, feature, guide):
+        return guide + self(feature, guide)
+
 
 def assert_equal(actual, expected):
     assert isinstance(actual, tuple) and len(actual) == len(expected)
@@ -229,6 +232,9 @@ assert not torch.equal(outs[0], parent(inputs)[0])
 class Nearest(torch.nn.Module):
     def forward(self, feature, guide):
         return torch.nn.functional.interpolate(feature, size=guide.shape[2:], mode='nearest')
+
+    def fuse(self, feature, guide):
+        return guide + self(feature, guide)
 
 
 guided.upsamplers = torch.nn.ModuleList([Nearest(), Nearest()])

@@ -68,6 +68,9 @@ class Bilinear(nn.Module):
     def forward(self, feature, guide):
         return F.interpolate(feature, size=guide.shape[2:], mode='bilinear', align_corners=False)
 
+    def fuse(self, feature, guide):
+        return guide + self(feature, guide)
+
 
 def assert_equal(actual, expected):
     (mask, scales), (expected_mask, expected_scales) = actual, expected

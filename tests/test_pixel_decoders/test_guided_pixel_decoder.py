@@ -68,6 +68,9 @@ class Nearest(nn.Module):
     def forward(self, feature, guide):
         return F.interpolate(feature, size=guide.shape[2:], mode='nearest')
 
+    def fuse(self, feature, guide):
+        return guide + self(feature, guide)
+
 
 def assert_equal(actual, expected):
     assert len(actual) == len(expected) == 2
