@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
-from ..ops.reference import cell_of
+from ..ops.maps import cell_of
 from ..registry import MODELS
 from .base import BaseUpsampler, fit, pixel_shuffle, require_positive_int
 from .sampling import full_precision, sample

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import deformable_assembly
-from ..ops.reference import cell_of
+from ..ops.maps import cell_of
 from ..registry import MODELS
 from .base import BaseUpsampler, require_choice, require_positive_int
 from .sampling import aligned_shift, full_precision

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
-from ..ops.reference import nearest
+from ..ops.maps import nearest
 from ..registry import MODELS
 from .base import BaseUpsampler, fit, pixel_shuffle, require_choice, require_positive_int
 from .sampling import full_precision, sample

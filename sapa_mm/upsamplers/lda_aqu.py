@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import deformable_assembly, deformable_scores
-from ..ops.reference import cell_of, channel_norm
+from ..ops.maps import cell_of
+from ..ops.reference import channel_norm
 from ..registry import MODELS
 from ..state_dict import rename_prefix
 from .base import BaseUpsampler, require_positive_int

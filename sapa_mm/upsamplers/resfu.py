@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..ops import deformable_assembly
-from ..ops.reference import cell_of
+from ..ops.maps import cell_of
 from ..registry import MODELS
 from .base import BaseUpsampler, require_positive_int
 from .sampling import full_precision

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.reference import accumulation_dtype, cell_of
+from ..ops.maps import accumulation_dtype, cell_of
 
 
 def sample(x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:

@@ -6,18 +6,23 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
-#include "../../ops/cpu/norms.h"
-#include "../../ops/cpu/points.h"
-#include "../../ops/cpu/rows.h"
+namespace sapa_mm {
+namespace {
+constexpr int kVectorBytes = SAPA_MM_VECTOR_BYTES;
+}  // namespace
+}  // namespace sapa_mm
 
-#define SAPA_MM_ISA on_trial
-#include "../../ops/cpu/rows.inl"
+#include "../../ops/cpu/simd/vectors.inl"
+// clang-format off: the second stands on the first
+#include "../../ops/cpu/simd/exp.inl"
+// clang-format on
 
 // Every `step`-th float of either sign. Prints the largest error in ulp from -87.3 to 88.7, the argument of it, and how
 // many results outside are not 0, infinite or, for NaN, NaN.
 int main(int, char** arguments) {
-  using sapa_mm::on_trial::Vector;
+  using sapa_mm::Vector;
   const uint64_t step = std::strtoull(arguments[1], nullptr, 10);
   double worst = 0;
   float worst_at = 0;
@@ -26,8 +31,8 @@ int main(int, char** arguments) {
     const uint32_t bits = static_cast<uint32_t>(first);
     float x;
     std::memcpy(&x, &bits, sizeof(x));
-    const Vector<float> all = Vector<float>{} + x;
-    const Vector<float> results = sapa_mm::on_trial::exponential(all);
+    const Vector<float> xs = Vector<float>{} + x;
+    const Vector<float> results = sapa_mm::exponential(xs);
     const float result = results[0];
     if (std::isnan(x)) {
       wrong += !std::isnan(result);

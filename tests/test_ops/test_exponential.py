@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name('exponential.cpp')
-FLAGS = {'plain': ['-DSAPA_MM_VECTOR_BYTES=16'], 'avx2': ['-mavx2', '-mfma', '-DSAPA_MM_VECTOR_BYTES=32']}
+FLAGS = {'baseline': ['-DSAPA_MM_VECTOR_BYTES=16'], 'avx2': ['-mavx2', '-mfma', '-DSAPA_MM_VECTOR_BYTES=32']}
 
 
 @pytest.mark.parametrize('level', FLAGS)

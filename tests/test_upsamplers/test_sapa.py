@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from sapa_mm.ops.reference import EPS
+from sapa_mm.ops.maps import EPS
 from sapa_mm.upsamplers import SAPA, build_upsampler
 
 NORMALIZATIONS = ['softmax', 'relu', 'sigmoid', 'softplus']
