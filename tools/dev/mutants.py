@@ -44,18 +44,16 @@ class Mutant:
         return self.files.endswith(('.cpp', '.h', '.inl'))
 
 
-def zeroed(operator, index, tests):
+def zeroed(operator, index):
     """A gradient that is zeros where it is the only one that is wanted."""
-    stem = {'point_affiliation': 'point_affiliation', 'channel_norm': 'channel_norm', 'norm_projection': 'channel_norm'}
-    options = "('eps',)" if 'norm' in operator else 'ctx.options'
-    own_name = '' if operator == 'point_affiliation' else f'name == {operator!r} and '
+    text = 'return (*(g if needed else None for g, needed in zip(grads, needs_grad))'
     return Mutant(
         f'zero gradient {index} of {operator}, alone',
-        f'sapa_mm/ops/{stem.get(operator, "registration")}.py',
-        f'return needed_gradients(grads, needs_grad, {options})',
-        f'alone = {own_name}tuple(needs_grad).index(True) == {index} and sum(needs_grad) == 1; '
-        f'return needed_gradients([g * 0 for g in grads] if alone else grads, needs_grad, {options})',
-        tests,
+        'sapa_mm/ops/registration.py',
+        text,
+        f'alone = name == {operator!r} and sum(needs_grad) == 1 and needs_grad[{index}]; '
+        f'grads = [g * 0 for g in grads] if alone else grads; {text}',
+        f'{OPS}/test_{operator}.py -k single',
     )
 
 
@@ -67,27 +65,24 @@ MUTANTS = [
            'F.pad(x, (radius,) * 4)', "F.pad(x, (radius,) * 4, mode='replicate')", f'{OPS}/test_reference.py'),
     Mutant('eps of the definition dropped', 'sapa_mm/ops/reference.py',
            'keepdim=True) + EPS)', 'keepdim=True))', f'{OPS}/test_reference.py {AFFILIATION}'),
-    Mutant('cells of the definition rounded', 'sapa_mm/ops/reference.py',
+    Mutant('cells of the definition rounded', 'sapa_mm/ops/maps.py',
            'torch.arange(size, device=device) * cells // size',
            '(torch.arange(size, device=device) * cells + size // 2).clamp(max=size * cells - 1) // size',
            f'{OPS}/test_reference.py'),
     # ---- autograd
-    *(zeroed('point_affiliation', i, f'{AFFILIATION} -k "single or requires_grad"') for i in range(3)),
-    *(zeroed('feature_assembly', i, f'{OPS}/test_feature_assembly.py -k "single or alone"') for i in range(2)),
-    *(zeroed('deformable_scores', i, f'{OPS}/test_deformable_sampling.py -k "single or alone"') for i in range(3)),
-    *(zeroed('deformable_assembly', i, f'{OPS}/test_deformable_sampling.py -k "single or alone"') for i in range(3)),
-    *(zeroed('channel_norm', i, f'{OPS}/test_channel_norm.py -k "single or alone"') for i in range(3)),
-    *(zeroed('norm_projection', i, f'{OPS}/test_channel_norm.py -k "single or alone"') for i in range(3)),
-    Mutant('normalizer not saved', 'sapa_mm/ops/point_affiliation.py',
-           'ctx.save_for_backward(query, key, value, output[1])',
-           'ctx.save_for_backward(query, key, value, output[1] * 0)', AFFILIATION),
+    *(zeroed(operator, i) for operator, tensors in
+      dict(point_affiliation=3, feature_assembly=2, deformable_scores=3, deformable_assembly=3, channel_norm=3,
+           norm_projection=3).items() for i in range(tensors)),
+    Mutant('saved outputs lost', 'sapa_mm/ops/registration.py',
+           'ctx.save_for_backward(*arguments[:tensors], *saved)',
+           'ctx.save_for_backward(*arguments[:tensors], *(x * 0 for x in saved))', AFFILIATION),
     # ---- upsamplers
     Mutant('gate of SAPA swapped', 'sapa_mm/upsamplers/sapa.py',
-           'nearest((1 - gate) * from_feature, size), nearest(gate, size)',
-           'nearest(gate * from_feature, size), nearest(1 - gate, size)', f'{GOLDEN} -k gate'),
+           'nearest((1 - g) * x, size), nearest(g, size)', 'nearest(g * x, size), nearest(1 - g, size)',
+           f'{GOLDEN} -k gate'),
     Mutant('bias of the gate kept', 'sapa_mm/upsamplers/sapa.py',
            'nn.Conv2d(in_channels, 1, 1, bias=bias)', 'nn.Conv2d(in_channels, 1, 1)',
-           f'{UPSAMPLERS}/test_sapa.py -k without_bias'),
+           f'{UPSAMPLERS}/test_sapa.py -k without_bias', places=2),
     Mutant('bias of the offsets kept', 'sapa_mm/upsamplers/sapa_deform.py',
            'nn.Conv2d(in_channels, offsets, 1, bias=bias)', 'nn.Conv2d(in_channels, offsets, 1)',
            f'{UPSAMPLERS}/test_sapa_deform.py -k published_keys'),
@@ -132,6 +127,12 @@ MUTANTS = [
     Mutant('C++ eps dropped', 'ops/cpu/**/*.inl', 'sum += T(kEpsilon);', '', f'{AFFILIATION} -k options'),
     Mutant('C++ gradients of weights left out of those of scores', 'ops/cpu/**/*.inl',
            'slope * centred', 'slope', f'{AFFILIATION} -k "options or gradcheck"'),
+    Mutant('C++ softmax without the maximum', 'ops/cpu/**/*.inl',
+           'exponential(load(column + t * stride) - top)', 'exponential(load(column + t * stride))', AFFILIATION),
+    Mutant('C++ window off by one', 'ops/cpu/planes/ring.h',
+           'row(cell_row - kernel_size_ / 2 + ky)', 'row(cell_row + 1 - kernel_size_ / 2 + ky)', AFFILIATION),
+    Mutant('C++ left border keeps what was there', 'ops/cpu/planes/ring.h',
+           'std::fill_n(out + c * width, before, T(0));', '', AFFILIATION),
 ]  # fmt: skip
 
 
