@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import mmengine.runner.checkpoint
 import numpy as np
 import pytest
 import torch
@@ -175,7 +176,9 @@ def test_good_checkpoint_passes(trained, tmp_path, check_checkpoint, capsys):
     check_checkpoint(str(trained / 'iter_40.pth'), resume=True)
     torch.save(weights(trained / 'iter_40.pth'), tmp_path / 'weights.pth')
     check_checkpoint(str(tmp_path / 'weights.pth'))
-    assert capsys.readouterr().err == ''
+    # The classic stack knows no list of mmengine's own types: a checkpoint that holds some is a foreign one there.
+    listed = hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals')
+    assert ('warning: ' in capsys.readouterr().err) == (not listed)
     with pytest.raises(SystemExit):
         check_checkpoint(str(tmp_path / 'weights.pth'), resume=True)
     assert 'no training state' in capsys.readouterr().err

@@ -25,6 +25,8 @@ def set_visualization(cfg, args, scope):
     if hook is None:
         fail(f'--show and --show-dir need a visualization hook in default_hooks of {args.config}')
     hook['draw'] = True
+    if scope == 'mmseg':
+        hook['interval'] = 1  # mmseg 1.2 paints every 50th otherwise
     if args.show:
         hook['show'] = True
         hook['wait_time'] = args.wait_time

@@ -9,6 +9,9 @@ from .autocast import autocast_inputs
 from .checks import NORMALIZATIONS, check_point_affiliation
 from .library import runs_native
 
+#: As in ops/: the places of the names. A table, because torch 2.1 cannot trace ``tuple.index``.
+CODES = {name: code for code, name in enumerate(NORMALIZATIONS)}
+
 
 @autocast_inputs
 def point_affiliation(
@@ -43,7 +46,7 @@ def point_affiliation(
     if not runs_native('point_affiliation', query):
         return reference.point_affiliation(query, key, value, kernel_size, normalization)
     check_point_affiliation(query, key, value, kernel_size, normalization)
-    code = NORMALIZATIONS.index(normalization)
+    code = CODES[normalization]
     return torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, code)[0]
 
 

@@ -175,7 +175,7 @@ def channel_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = 
     """LayerNorm over channels. See :mod:`sapa_mm.ops`."""
     check_channel_norm(x, weight, bias)
     dtype = accumulation_dtype(x.dtype)
-    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+    weight, bias = [None if t is None else t.to(dtype) for t in (weight, bias)]
     output = F.layer_norm(x.movedim(1, -1).to(dtype), x.shape[1:2], weight, bias, eps).movedim(-1, 1)
     return output.to(x.dtype, memory_format=memory_format(x))
 
