@@ -18,6 +18,11 @@ else:
         return torch.get_autocast_cpu_dtype() if device == 'cpu' else torch.get_autocast_gpu_dtype()
 
 
+# Before torch 2.6, inductor hands operators maps of other strides than their fake kernels were told, and results come out
+# wrong. There torch.compile leaves the operators out of its graphs.
+CAN_COMPILE = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
+
+
 def autocast_inputs(function):
     """Inside autocast, cast the maps (but float64 ones) to its dtype and run with autocast off.
 
@@ -42,7 +47,7 @@ def autocast_inputs(function):
         with torch.autocast(device, enabled=False):
             return function(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
-    return wrapper
+    return wrapper if CAN_COMPILE else torch.compiler.disable(wrapper)
 
 
 def outside_autocast(forward):
