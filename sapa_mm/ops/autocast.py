@@ -18,8 +18,8 @@ else:
         return torch.get_autocast_cpu_dtype() if device == 'cpu' else torch.get_autocast_gpu_dtype()
 
 
-# Before torch 2.6, inductor hands operators maps of other strides than their fake kernels were told, and results come out
-# wrong. There torch.compile leaves the operators out of its graphs.
+# Before torch 2.6, inductor hands operators maps of other strides than their fake kernels were told, and results come
+# out wrong. There torch.compile leaves the operators out of its graphs.
 CAN_COMPILE = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
 
