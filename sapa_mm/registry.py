@@ -22,6 +22,7 @@ MODELS = Registry(
         'sapa_mm.decode_heads',
         'sapa_mm.pixel_decoders',
         'sapa_mm.mask_heads',
+        'sapa_mm.matting',
     ],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
