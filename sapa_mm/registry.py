@@ -26,7 +26,9 @@ MODELS = Registry(
     ],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation'])
+METRICS = Registry(
+    'metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation', 'sapa_mm.matting']
+)
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])

@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image matting, the A2U baseline of Composition-1k: network, loss, errors."""
+"""Image matting, the A2U baseline of Composition-1k: network, model, loss, metric."""
 
 from .losses import MattingLoss
-from .metrics import matting_errors
+from .mattor import MattingPreprocessor, MattingSample, Mattor
+from .metrics import MattingMetric, matting_errors
 from .network import GuidedMattingNet
 
-__all__ = ['GuidedMattingNet', 'MattingLoss', 'matting_errors']
+__all__ = [
+    'GuidedMattingNet',
+    'MattingLoss',
+    'MattingMetric',
+    'MattingPreprocessor',
+    'MattingSample',
+    'Mattor',
+    'matting_errors',
+]
