@@ -25,11 +25,15 @@ MODELS = Registry(
         'sapa_mm.matting',
     ],
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets'])
+DATASETS = Registry(
+    'dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.matting']
+)
 METRICS = Registry(
     'metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation', 'sapa_mm.matting']
 )
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets'])
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.matting']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
 

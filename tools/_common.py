@@ -20,7 +20,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-TOOLBOXES = ('mmseg', 'mmdet')
+#: `default_scope` of the configs that the tools take; matting needs neither toolbox.
+TOOLBOXES = ('mmseg', 'mmdet', 'mmengine')
 
 
 def fail(message):
@@ -138,8 +139,10 @@ def read_checkpoint(path):
 
 
 def register_toolbox(cfg):
-    """Import the toolbox that the config's ``default_scope`` names, and return that scope."""
+    """Import the toolbox that the config's ``default_scope`` names, if it is one, and return that scope."""
     scope = cfg.default_scope
+    if scope == 'mmengine':
+        return scope
     try:
         if scope == 'mmdet':
             from mmdet.utils import register_all_modules, setup_cache_size_limit_of_dynamo

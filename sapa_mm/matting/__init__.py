@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image matting, the A2U baseline of Composition-1k: network, model, loss, metric."""
+"""Image matting, the A2U baseline of Composition-1k: data, network, model, loss, metric."""
 
+from . import transforms
+from .dataset import MattingTestDataset, MattingTrainDataset
 from .losses import MattingLoss
 from .mattor import MattingPreprocessor, MattingSample, Mattor
 from .metrics import MattingMetric, matting_errors
@@ -12,6 +14,9 @@ __all__ = [
     'MattingMetric',
     'MattingPreprocessor',
     'MattingSample',
+    'MattingTestDataset',
+    'MattingTrainDataset',
     'Mattor',
     'matting_errors',
+    'transforms',
 ]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The matting network of the A2U experiments: a ResNet-34 that pools where it shrinks, and four guided steps back."""
 
+import re
+
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -171,7 +173,9 @@ class GuidedMattingNet(LoadsPublishedLayout, BaseModule):
     1      64 at 1/2          64 at 1 (stem)             the input, 4 at 1       32
     =====  =================  =========================  ======================  =========
 
-    The keys of the published state dict load as they are.
+    The keys of the published state dict load as they are; those of a torchvision ResNet-34 go to the encoder
+    (``init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet34')``), whose fourth input channel starts at 0.
+    The published encoder was another: a ResNet-34 trained with leaky ReLUs, which can no longer be downloaded.
 
     Args:
         upsample_cfg (dict): The upsampler of all four steps, such as ``dict(type='sapa_mm.SAPA')``.
@@ -280,3 +284,31 @@ class GuidedMattingNet(LoadsPublishedLayout, BaseModule):
         out = self.decoder_layer2(out, pooled, self.short1(pooled))
         out = self.decoder_layer1(out, stem, self.short0(x))
         return self.pred(out)
+
+    def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
+        """Give the keys of a torchvision ResNet-34 the names of the encoder, in place; others pass unchanged."""
+        if f'{prefix}conv1.weight' not in state_dict:
+            return
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            new = _from_torchvision(key[len(prefix) :])
+            x = state_dict.pop(key)
+            if new is not None:
+                # The trimap's channel is unknown to a classifier.
+                state_dict[prefix + new] = F.pad(x, (0, 0, 0, 0, 0, 1)) if new == 'layer0.0.weight' else x
+
+
+def _from_torchvision(key: str) -> str | None:
+    """Name in :class:`GuidedMattingNet` of a weight of torchvision's ResNet-34; None for what the encoder lacks."""
+    stem = re.fullmatch(r'(conv1|bn1)\.(.+)', key)
+    if stem:
+        return f'layer0.{["conv1", "bn1"].index(stem[1])}.{stem[2]}'
+    unit = re.fullmatch(r'layer([123])\.([0-3])\.(conv[12]|bn[12]|downsample\.[01])\.(.+)', key)
+    if not unit:
+        return None
+    stage, number, layer, rest = unit[1], int(unit[2]), unit[3], unit[4]
+    if stage == '1' or number > 0:
+        block = number + 1 if stage == '1' else number
+        return f'layer{stage}{"" if stage == "1" else "_2"}.block{block}.convs.{layer}.{rest}'
+    if layer.startswith('downsample'):
+        return f'layer{stage}_1.proj_{"conv" if layer.endswith("0") else "bn"}.{rest}'
+    return f'layer{stage}_1.layer{layer[-1]}.{layer}.{rest}'
