@@ -100,7 +100,8 @@ class OptionalBuildExt(BUILD_EXTENSION or build_ext):
 class BuildPyWithMim(build_py):
     """Puts configs, tools and the model index where ``mim`` looks: sapa_mm/.mim.
 
-    A wheel gets copies in its build folder, so that the source tree stays clean; an editable install gets links.
+    A wheel gets copies in its build folder, so that the source tree stays clean; an editable install gets links. What
+    only maintainers run, tools/dev, stays out of the wheel.
     """
 
     def run(self):
@@ -119,7 +120,7 @@ class BuildPyWithMim(build_py):
             if self.editable_mode:
                 destination.symlink_to(os.path.relpath(source, target))
             elif source.is_dir():
-                shutil.copytree(source, destination, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(source, destination, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
             else:
                 shutil.copy2(source, destination)
 

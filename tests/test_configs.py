@@ -9,6 +9,8 @@ queries and 64 sampled points, MaskFormer likewise; narrow boxes' layers; BN for
 """
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from copy import deepcopy
@@ -17,32 +19,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sapa_mm.upsamplers import BaseUpsampler
+from sapa_mm.upsamplers import VARIANTS, BaseUpsampler
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.relative_to(ROOT).parts
 )
 HEIGHT, WIDTH = 65, 97
-# How a config names its upsampler: type, and what sets variants of one type apart.
-VARIANTS = {
-    'nearest': ('Nearest', {}),
-    'bilinear': ('Bilinear', {}),
-    'deconv': ('Deconv', {}),
-    'pixel-shuffle': ('PixelShuffle', {}),
-    'carafe': ('CARAFE', {}),
-    'indexnet': ('IndexNet', {}),
-    'a2u': ('A2U', {}),
-    'fade': ('FADE', {}),
-    'fade-lite': ('FADELite', {}),
-    'sapa-i': ('SAPA', dict(similarity='inner')),
-    'sapa-b': ('SAPA', dict(similarity='bilinear')),
-    'sapa-g': ('SAPA', dict(similarity='gated')),
-    'sapa-d': ('SAPADeform', {}),
-    'dysample': ('DySample', dict(dyscope=False)),
-    'dysample-plus': ('DySample', dict(dyscope=True)),
-}
-
 # How many upsamplers a model has; a pyramid with a level of stride 64 one more.
 STEPS = {
     'faster-rcnn': 3,
@@ -85,38 +68,101 @@ def algorithm(config):
 
 
 def variant_of(name):
-    """The upsampler that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
-    name = name.replace('fpn-stride64-', 'fpn-')
-    named = [variant for variant in VARIANTS if f'_{variant}_' in name or f'fpn-{variant}_' in name]
+    """The variant that a config names, after the head or, in a pyramid, after `fpn-`; None for a baseline."""
+
+    def short(text):
+        return text.lower().replace('-', '').replace('+', 'plus')
+
+    name = short(name.replace('fpn-stride64-', 'fpn-'))
+    named = [variant for variant in VARIANTS if f'_{short(variant)}_' in name or f'fpn{short(variant)}_' in name]
     assert len(named) <= 1, name
     return named[0] if named else None
+
+
+def is_variant(upsampler, variant):
+    options = dict(VARIANTS[variant])
+    kind = options.pop('type')
+    return kind == f'sapa_mm.{type(upsampler).__name__}' and all(
+        getattr(upsampler, name) == value for name, value in options.items()
+    )
 
 
 def test_there_are_configs():
     """The models of the published tables and the two small data sets, each with its baseline."""
     names = [Path(config).name for config in CONFIGS]
-    ours = {'sapa-i', 'sapa-b', 'sapa-g'}
-    not_in_upernet = {'nearest', 'bilinear', 'fade-lite', 'sapa-g', 'dysample', 'dysample-plus'}
+    ours = {'SAPA-I', 'SAPA-B', 'SAPA-G'}
+    others = {'CARAFE', 'IndexNet', 'A2U'}
+    of_sapa_d = {'Deconv', 'PixelShuffle', 'FADE', 'SAPA-D'}
+    plus = {'DySample', 'DySample+'}
     for model, baseline, variants in (
-        ('segformer_mit-b1', 'ade20k-512x512', set(VARIANTS) - {'nearest', 'bilinear', 'dysample', 'dysample-plus'}),
+        ('segformer_mit-b1', 'ade20k-512x512', ours | others | of_sapa_d | {'FADE-Lite'}),
         ('mask2former_swin-b', 'ade20k-640x640', ours),
-        ('maskformer_swin-b', 'ade20k-640x640', {'carafe', 'indexnet', 'a2u'} | ours),
-        ('upernet_r50', 'ade20k-512x512', set(VARIANTS) - not_in_upernet),
-        ('upernet_r101', 'ade20k-512x512', {'sapa-d'}),
-        ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'sapa-d', 'dysample-plus'}),
-        ('mask-rcnn_r50_fpn-stride64', '1x_coco', {'dysample', 'dysample-plus'}),
-        ('panoptic-fpn_r50_fpn', '1x_coco', {'dysample', 'dysample-plus'}),
-        ('segnet_vgg16-bn', 'sunrgbd', {'carafe', 'indexnet', 'a2u'} | ours),
-        ('segnet_vgg16-bn-w16', 'camvid', {'sapa-g'}),
-        ('mask-rcnn_r18', 'demo', {'sapa-g'}),
-        ('panoptic-fpn_r18', 'demo', {'sapa-g'}),
-        ('faster-rcnn_r50_fpn', '1x_coco', set(VARIANTS) - {'nearest', 'bilinear', 'fade-lite'}),
-        ('segformer_mit-b0', 'camvid', set(VARIANTS)),
-        ('faster-rcnn_r18', 'bccd', {'sapa-g'}),
-        ('segformer_mit-b0', 'demo', set(VARIANTS)),
+        ('maskformer_swin-b', 'ade20k-640x640', ours | others),
+        ('upernet_r50', 'ade20k-512x512', {'SAPA-I', 'SAPA-B'} | others | of_sapa_d),
+        ('upernet_r101', 'ade20k-512x512', {'SAPA-D'}),
+        ('faster-rcnn_r50_fpn', '1x_coco', ours | others | of_sapa_d | plus),
+        ('faster-rcnn_r101_fpn-stride64', '1x_coco', {'SAPA-D', 'DySample+'}),
+        ('mask-rcnn_r50_fpn-stride64', '1x_coco', plus),
+        ('panoptic-fpn_r50_fpn', '1x_coco', plus),
+        ('segnet_vgg16-bn', 'sunrgbd', ours | others),
+        ('segnet_vgg16-bn-w16', 'camvid', {'SAPA-G'}),
+        ('segformer_mit-b0', 'camvid', {'SAPA-G'}),
+        ('faster-rcnn_r18', 'bccd', {'SAPA-G'}),
+        ('segformer_mit-b0', 'demo', {'SAPA-G'}),
+        ('mask-rcnn_r18', 'demo', {'SAPA-G'}),
+        ('panoptic-fpn_r18', 'demo', {'SAPA-G'}),
     ):
         family = [variant_of(name) for name in names if name.startswith(model) and baseline in name]
         assert {None, *variants} <= set(family), (model, baseline)
+
+
+@pytest.fixture
+def build_with_options(monkeypatch):
+    """Reads a config with `--cfg-options`, as the tools do, and builds the upsamplers of its head or neck."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmdet.models')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from _common import make_parser, read_config, register_toolbox
+    from mmengine import DefaultScope
+    from mmengine.registry import MODELS
+
+    def build(*arguments):
+        args = make_parser('').parse_args(arguments)
+        cfg = read_config(str(ROOT / args.config), args.cfg_options)
+        register_toolbox(cfg)
+        part = cfg.model.get('neck') or cfg.model.decode_head
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            return [module for module in MODELS.build(part).modules() if isinstance(module, BaseUpsampler)]
+
+    return build
+
+
+@pytest.mark.parametrize('folder', ['demo', 'segformer', 'faster_rcnn'])
+def test_options_of_the_readmes(folder, build_with_options):
+    """The command that takes the place of a config per upsampler, as the folder's README shows it."""
+    (command,) = re.findall(r'^```bash\n(.*?)```', (ROOT / 'configs' / folder / 'README.md').read_text(), re.M | re.S)
+    python, tool, *arguments = shlex.split(command.replace('\\\n', ' '))
+    assert (python, tool) == ('python', 'tools/train.py')
+    upsamplers = build_with_options(*arguments)
+    named = dict(x.split('.upsample_cfg.')[1].split('=') for x in arguments if '.upsample_cfg.' in x)
+    assert upsamplers and {f'sapa_mm.{type(u).__name__}' for u in upsamplers} == {named.pop('type')}
+    assert all(getattr(u, name) == value for u in upsamplers for name, value in named.items())
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_variant_by_options(variant, build_with_options):
+    given = [f'model.decode_head.upsample_cfg.{name}={value}' for name, value in VARIANTS[variant].items()]
+    upsamplers = build_with_options('configs/demo/segformer_mit-b0_demo.py', '--cfg-options', *given)
+    assert len(upsamplers) == STEPS['segformer'] and all(is_variant(u, variant) for u in upsamplers)
+
+
+def test_options_of_another_type_are_refused(build_with_options):
+    """mmengine merges: what the config's own upsampler had is left, until `_delete_` takes it away."""
+    config, key = 'configs/demo/segformer_mit-b0_sapa-g_demo.py', 'model.decode_head.upsample_cfg'
+    with pytest.raises(TypeError, match="FADE has no option 'similarity'"):
+        build_with_options(config, '--cfg-options', f'{key}.type=sapa_mm.FADE')
+    upsamplers = build_with_options(config, '--cfg-options', f'{key}._delete_=True', f'{key}.type=sapa_mm.FADE')
+    assert {type(u).__name__ for u in upsamplers} == {'FADE'}
 
 
 @pytest.mark.parametrize('config', CONFIGS)
@@ -256,10 +302,9 @@ def test_upsamplers(built):
     in_mask_head = 'upsample_cfg' in cfg.model.get('roi_head', {}).get('mask_head', {})
     steps = STEPS[algorithm(path)] + ('stride64' in path.name) + in_mask_head
     variant = variant_of(path.name)
-    kind, options = VARIANTS[variant] if variant else (None, {})
-    assert [type(u).__name__ for u in upsamplers] == [kind] * (steps if variant else 0)
+    assert len(upsamplers) == (steps if variant else 0)
     for upsampler in upsamplers:
-        assert {name: getattr(upsampler, name) for name in options} == options
+        assert is_variant(upsampler, variant)
         fresh = deepcopy(upsampler)
         fresh.reset_parameters()
         for (name, x), y in zip(upsampler.named_parameters(), fresh.parameters()):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope='module')
 def tool():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / 'tools'))
+        patch.syspath_prepend(str(ROOT / 'tools' / 'dev'))
         import cost_tables
     cost_tables.register_toolboxes()
     return cost_tables
@@ -26,7 +26,7 @@ def page(tool):
 
 
 def test_the_stored_page(page):
-    assert page == (ROOT / 'docs' / 'cost_tables.md').read_text(), 'run python tools/cost_tables.py'
+    assert page == (ROOT / 'docs' / 'cost_tables.md').read_text(), 'run python tools/dev/cost_tables.py'
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_check(tool, page, tmp_path, monkeypatch, capsys):
     stored.write_text(page)
     tool.main()
     stored.write_text(page.replace('| SAPA-B | 0.105 M |', '| SAPA-B | 0.104 M |', 1))
-    with pytest.raises(SystemExit, match='run python tools/cost_tables.py'):
+    with pytest.raises(SystemExit, match='run python tools/dev/cost_tables.py'):
         tool.main()
     assert '-| SAPA-B | 0.104 M |' in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stored pages of docs/upsamplers are those that tools/upsampler_pages.py makes of the docstrings now."""
+"""The stored pages of docs/upsamplers are those that tools/dev/upsampler_pages.py makes of the docstrings now."""
 
 import importlib.util
 import inspect
@@ -9,38 +9,39 @@ from pathlib import Path
 import pytest
 
 from sapa_mm.registry import MODELS
-from sapa_mm.upsamplers import SAPA, BaseUpsampler
+from sapa_mm.upsamplers import SAPA, UPSAMPLERS, BaseUpsampler
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('upsampler_pages', ROOT / 'tools' / 'upsampler_pages.py')
+spec = importlib.util.spec_from_file_location('upsampler_pages', ROOT / 'tools' / 'dev' / 'upsampler_pages.py')
 upsampler_pages = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(upsampler_pages)
 
 
-@pytest.mark.parametrize('name', upsampler_pages.KINDS)
+@pytest.mark.parametrize('name', UPSAMPLERS)
 def test_page_is_current(name):
     stored = upsampler_pages.OUT / f'{name}.md'
-    assert stored.read_text() == upsampler_pages.page(name), 'run tools/upsampler_pages.py'
+    assert stored.read_text() == upsampler_pages.page(name), 'run tools/dev/upsampler_pages.py'
     assert stored.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_index_is_current_and_complete():
-    assert (upsampler_pages.OUT / 'README.md').read_text() == upsampler_pages.index(), 'run tools/upsampler_pages.py'
+    stored = upsampler_pages.OUT / 'README.md'
+    assert stored.read_text() == upsampler_pages.index(), 'run tools/dev/upsampler_pages.py'
     registered = {
         name
         for name, kind in MODELS.module_dict.items()
         if inspect.isclass(kind) and issubclass(kind, BaseUpsampler) and kind.__module__.startswith('sapa_mm.')
     }
-    assert registered == set(upsampler_pages.KINDS)
+    assert registered == set(UPSAMPLERS)  # the one list has no gap
     pages = {path.stem for path in upsampler_pages.OUT.iterdir()} - {'README'}
     assert pages == registered
 
 
-@pytest.mark.parametrize('name', upsampler_pages.KINDS)
+@pytest.mark.parametrize('name', UPSAMPLERS)
 def test_page_has_everything(name):
     """The maths, every option of the signature, the cost and the source; nothing is left of the docstring's markup."""
     text = upsampler_pages.page(name)
-    for option in inspect.signature(upsampler_pages.KINDS[name]).parameters:
+    for option in inspect.signature(UPSAMPLERS[name]).parameters:
         assert f'\n- `{option}` (' in text, option
     assert 'Apache License 2.0' in text
     assert text.count('\n```') % 2 == 0

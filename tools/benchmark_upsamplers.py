@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Time every upsampler at the sizes of SegFormer and FPN, all in one run, in turn."""
+"""Time every published variant of every upsampler at the sizes of SegFormer and FPN, all in one run, in turn."""
 
 import argparse
 import json
@@ -11,24 +11,7 @@ from benchmark_ops import SIZES, as_entry, cpu_peak, cuda_peak, environment, for
 from mmengine.registry import MODELS
 from rich.console import Console
 
-# name: config; the published defaults
-UPSAMPLERS = {
-    'Nearest': dict(type='sapa_mm.Nearest'),
-    'Bilinear': dict(type='sapa_mm.Bilinear'),
-    'Deconv': dict(type='sapa_mm.Deconv'),
-    'PixelShuffle': dict(type='sapa_mm.PixelShuffle'),
-    'CARAFE': dict(type='sapa_mm.CARAFE'),
-    'IndexNet': dict(type='sapa_mm.IndexNet'),
-    'A2U': dict(type='sapa_mm.A2U'),
-    'FADE': dict(type='sapa_mm.FADE'),
-    'FADE-Lite': dict(type='sapa_mm.FADELite'),
-    'DySample': dict(type='sapa_mm.DySample'),
-    'DySample+': dict(type='sapa_mm.DySample', dyscope=True),
-    'SAPA-I': dict(type='sapa_mm.SAPA', similarity='inner'),
-    'SAPA-B': dict(type='sapa_mm.SAPA', similarity='bilinear'),
-    'SAPA-G': dict(type='sapa_mm.SAPA', similarity='gated'),
-    'SAPA-D': dict(type='sapa_mm.SAPADeform'),
-}
+from sapa_mm.upsamplers import VARIANTS
 
 
 def parse_args():
@@ -44,7 +27,7 @@ def parse_args():
 def build(name, size, device):
     """The module, its inputs (feature and guide of the size's channels) and a gradient of its output."""
     batch, channels, _, _, low, high = size
-    module = MODELS.build(dict(UPSAMPLERS[name], in_channels=channels, guide_channels=channels)).to(device)
+    module = MODELS.build(dict(VARIANTS[name], in_channels=channels, guide_channels=channels)).to(device)
     feature, guide, cotangent = (torch.randn(batch, channels, *s, device=device) for s in (low, high, high))
     return module, (feature, guide), cotangent
 
@@ -60,16 +43,16 @@ def benchmark(size_name, args):
     size = SIZES[size_name]
     batch, channels, _, _, low, high = size
     forwards, both = {}, {}
-    for name in UPSAMPLERS:
+    for name in VARIANTS:
         module, inputs, _ = build(name, size, args.device)
         forwards[name] = forward(module, inputs)
         both[name] = prepare(name, size, args.device)
-    results = {name: {} for name in UPSAMPLERS}
+    results = {name: {} for name in VARIANTS}
     for direction, runs in (('forward', forwards), ('forward_backward', both)):
         for name, quartiles in measure(runs, args.repeats, args.device).items():
             results[name][direction] = as_entry(quartiles)
     output = batch * channels * high[0] * high[1] * 4
-    for name in UPSAMPLERS:
+    for name in VARIANTS:
         if torch.device(args.device).type == 'cuda':
             peak = cuda_peak(both[name])
         else:

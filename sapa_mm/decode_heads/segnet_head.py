@@ -84,7 +84,7 @@ class SegNetHead(BaseDecodeHead):
 def max_unpool(x: Tensor, pooled: Tensor) -> Tensor:
     """Put ``x`` where 2x2 max-pooling of ``pooled`` finds its maxima, and 0 elsewhere.
 
-    The places are found again instead of being handed from encoder to decoder: a backbone of mmseg gives maps only,
+    The indices are recomputed instead of being handed from encoder to decoder: a backbone of mmseg gives maps only,
     and the pooling costs next to nothing beside the convolutions.
 
     Args:

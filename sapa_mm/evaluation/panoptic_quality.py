@@ -53,7 +53,7 @@ class PanopticQuality(BaseMetric):
             self.results.append(count_matches(prediction, truth, segments, classes))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        """PQ, SQ and RQ in per cent, of all classes, of things and of stuff.
+        """PQ, SQ and RQ in percent, of all classes, of things and of stuff.
 
         Args:
             results: One :func:`count_matches` per image.

@@ -111,7 +111,7 @@ class ExactResumeHook(Hook):
 
     mmengine restores weights, optimizer, schedules and the place in the sampler, but no random state: after a
     resume, augmentations and dropout differ from those of the uninterrupted run. The states cannot simply be saved
-    either, because data workers load ahead in processes of their own, and because only the first rank writes
+    either, because data workers prefetch in processes of their own, and because only the first rank writes
     checkpoints. So this hook seeds ``random``, numpy and torch
 
     - before each sample, in the process that loads it, from (seed, rank, iteration, place in the batch), and

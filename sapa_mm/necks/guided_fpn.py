@@ -35,7 +35,7 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
             channels here. None, or the parent's arguments of ``F.interpolate`` (no ``type``), is the parent's step.
             Defaults to None.
         extra_in_path (bool): Whether levels beyond the backbone's are part of the top-down path. Defaults to False,
-            where they hang off the finished pyramid as ``add_extra_convs`` says.
+            where they are computed below the finished pyramid, as ``add_extra_convs`` says.
         *args, **kwargs: As the parent.
 
     Raises:

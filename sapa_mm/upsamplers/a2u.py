@@ -96,7 +96,7 @@ class A2U(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Convolutions from the normal distribution of Xavier with the gain of leaky ReLU, biases 0."""
+        """Convolutions Xavier-normal with the gain of leaky ReLU, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight, nn.init.calculate_gain('leaky_relu'))

@@ -4,6 +4,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from typing import ClassVar
 
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -31,6 +32,8 @@ class BaseUpsampler(LoadsPublishedLayout, BaseModule):
 
     #: Whether the values of the guide are used, not only its size.
     needs_guide = True
+    #: Options of each published variant by its name. A class without its own has one, of its name and the defaults.
+    variants: ClassVar[dict[str, dict]]
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ class CARAFE(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The compressor Xavier-uniform, the encoder normal with deviation 0.001, biases 0: kernels start uniform."""
+        """Compressor Xavier-uniform, encoder normal with standard deviation 0.001, biases 0: kernels start uniform."""
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)
         for conv in (self.channel_compressor, self.content_encoder):

@@ -13,10 +13,10 @@ STYLES = ('lp', 'pl')
 
 @MODELS.register_module()
 class DySample(BaseUpsampler):
-    r"""Dynamic sampling: each output position reads the feature, bilinearly, where an offset sends it.
+    r"""Dynamic sampling: each output position samples the feature bilinearly at a predicted offset.
 
-    Position ``i`` of an axis of the finer map lies at ``(i + 1/2) / s - 1/2`` in pixels of the feature; there, bilinear
-    interpolation would read. A 1x1 convolution predicts an offset of it per output position and channel group, scaled
+    Position ``i`` of an axis of the finer map lies at ``(i + 1/2) / s - 1/2`` in pixels of the feature, where bilinear
+    interpolation samples. A 1x1 convolution predicts an offset from there per output position and channel group, scaled
     by a fixed 1/4 or, with ``dyscope`` (DySample+), by a predicted factor between 0 and 1/2:
 
         position = base + 1/4 * offset(x)        or        base + 1/2 * sigmoid(scope(x)) * offset(x)
@@ -59,6 +59,7 @@ class DySample(BaseUpsampler):
     """
 
     needs_guide = False
+    variants = {'DySample': dict(dyscope=False), 'DySample+': dict(dyscope=True)}
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class DySample(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """``offset`` normal with deviation 0.001, ``scope`` and biases 0: sampling starts close to bilinear."""
+        """``offset`` normal with standard deviation 0.001, ``scope`` and biases 0: nearly bilinear at first."""
         nn.init.normal_(self.offset.weight, std=0.001)
         nn.init.zeros_(self.offset.bias)
         if self.dyscope:

@@ -42,7 +42,7 @@ class KernelGenerator(nn.Module):
 class FADE(BaseUpsampler):
     r"""Fusing the assets of decoder and encoder: semi-shift convolution and a decoder-dependent gate.
 
-    With ``y`` the guide, ``x`` the feature and ``up`` the repetition over the positions of a cell::
+    With ``y`` the guide, ``x`` the feature and ``up`` the broadcast of a position to those of its cell::
 
         kernels = softmax(conv3x3(compressor_en(y)) + up(conv3x3(compressor_de(x))))
         gate    = up(sigmoid(conv1x1(x)))
@@ -203,6 +203,7 @@ class FADELite(FADE):
     """
 
     depthwise = True
+    variants = {'FADE-Lite': {}}
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IndexNet: the guide tells how much of a decoder point each position gets."""
+"""IndexNet: soft indices predicted from the guide scale the feature."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ INDEXES = ('holistic', 'o2o', 'm2o')
 class IndexNet(BaseUpsampler):
     r"""Learned indices: unpooling whose positions are soft and predicted from the guide.
 
-    With ``y`` the guide, ``x`` the feature and ``up`` the repetition over the positions of a cell::
+    With ``y`` the guide, ``x`` the feature and ``up`` the broadcast of a position to those of its cell::
 
         index = sigmoid(pixel_shuffle(net(y)))
         out   = index * up(x)

@@ -45,7 +45,7 @@ class SAPA(BaseUpsampler):
     ``plain``     (ablation) ``qy(y') + qx(x)``                           ``k(x')``
     ============  =========  ===========================================  ==============
 
-    where ``g = sigmoid(gate(x'))`` has one channel and what comes from ``x`` is repeated over the positions of its
+    where ``g = sigmoid(gate(x'))`` has one channel, and what comes from ``x`` is broadcast to the positions of its
     cell. With ``gate='shared'`` both branches use one projection, ``q(g * y' + (1 - g) * x')``: this is what the
     published cost columns of SAPA-G count, the separate one is what the released experiments trained. Its
     normalisation of ``x`` was not published; the projection sees one kind of input only if ``x`` is normalised like
@@ -90,6 +90,12 @@ class SAPA(BaseUpsampler):
     Source: https://arxiv.org/abs/2209.12866
     """
 
+    variants = {
+        'SAPA-I': dict(similarity='inner'),
+        'SAPA-B': dict(similarity='bilinear'),
+        'SAPA-G': dict(similarity='gated'),
+    }
+
     def __init__(
         self,
         in_channels: int,
@@ -126,13 +132,17 @@ class SAPA(BaseUpsampler):
         affine = similarity != 'inner'
         self.norm_y = make_norm(norm, self.guide_channels, affine)
         self.norm_x = make_norm(norm, in_channels, affine)
-        if similarity == 'bilinear' or self.shared_gate:
+        if similarity == 'bilinear':
             self.q = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
-        elif similarity != 'inner':
+        elif similarity == 'plain':
             self.qy = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
-            # Beside the bias of `qy` a second one is the same parameter again, unless the gate tells them apart.
-            self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=bias and similarity == 'gated')
-        if similarity == 'gated':
+            self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=False)  # a second bias would be the first again
+        elif self.shared_gate:
+            self.q = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
+            self.gate = nn.Conv2d(in_channels, 1, 1)
+        elif similarity == 'gated':
+            self.qy = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
+            self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=bias)
             self.gate = nn.Conv2d(in_channels, 1, 1)
         if similarity != 'inner':
             self.k = nn.Conv2d(in_channels, embed_dims, 1, bias=bias)
@@ -141,7 +151,7 @@ class SAPA(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Projections from a normal distribution of deviation 0.02, biases 0, norms the identity."""
+        """Projections normal with standard deviation 0.02, biases 0, norms the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
@@ -174,26 +184,29 @@ class SAPA(BaseUpsampler):
     def embed(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query ``(N, D, H, W)``, key ``(N, D, h, w)`` and value ``(N, out_channels, h, w)``."""
         self.check_inputs(feature, guide)
+        size = guide.shape[2:]
+        v = [self.v] if hasattr(self, 'v') else []
+        # A 1x1 convolution commutes with broadcasting to the positions of a cell: the feature is projected while small.
         if self.similarity == 'inner':
-            x = self.norm_x(feature)
-            return self.norm_y(guide), x, self.v(x) if hasattr(self, 'v') else feature
-        # All that reads the normalised feature, in one pass over it.
-        names = ['k'] + ['gate'] * (self.similarity == 'gated') + ['q'] * self.shared_gate + ['v'] * hasattr(self, 'v')
-        x = dict(zip(names, project(self.norm_x, feature, *(getattr(self, name) for name in names))))
-        (y,) = project(self.norm_y, guide, self.q if hasattr(self, 'q') else self.qy)
-        return self._query(feature, x, y), x['k'], x.get('v', feature)
-
-    def _query(self, feature: Tensor, x: dict[str, Tensor], y: Tensor) -> Tensor:
-        # A 1x1 convolution and the repetition over a cell commute: project the feature while it is small.
-        size = y.shape[2:]
-        if self.similarity == 'bilinear':
-            return y
-        if self.similarity == 'plain':
-            return y + nearest(self.qx(feature), size)
-        gate = torch.sigmoid(x['gate'])
-        # q(g y + (1 - g) x), the bias of q weighed g + (1 - g) = 1
-        from_feature = x['q'] if self.shared_gate else self.qx(feature)
-        return torch.addcmul(nearest((1 - gate) * from_feature, size), nearest(gate, size), y)
+            key = self.norm_x(feature)
+            query = self.norm_y(guide)
+            value = [layer(key) for layer in v]
+        elif self.similarity == 'bilinear':
+            key, *value = project(self.norm_x, feature, self.k, *v)
+            (query,) = project(self.norm_y, guide, self.q)
+        elif self.similarity == 'plain':
+            key, *value = project(self.norm_x, feature, self.k, *v)
+            (y,) = project(self.norm_y, guide, self.qy)
+            query = y + nearest(self.qx(feature), size)
+        elif self.shared_gate:
+            key, gate, x, *value = project(self.norm_x, feature, self.k, self.gate, self.q, *v)
+            (y,) = project(self.norm_y, guide, self.q)
+            query = mix(gate, x, y)  # q(g y' + (1 - g) x'): the bias of q counts g + (1 - g) = 1 times
+        else:
+            key, gate, *value = project(self.norm_x, feature, self.k, self.gate, *v)
+            (y,) = project(self.norm_y, guide, self.qy)
+            query = mix(gate, self.qx(feature), y)
+        return query, key, value[0] if value else feature
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         """Rename and reshape the published layouts in place; this module's own passes unchanged."""
@@ -213,8 +226,15 @@ class SAPA(BaseUpsampler):
                 state_dict[f'{prefix}{name}.weight'] = weight[:, :, None, None]
 
 
+def mix(gate: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """``g * y + (1 - g) * x`` at the size of ``y``, with ``g = sigmoid(gate)``; ``gate`` and ``x`` are smaller."""
+    g = torch.sigmoid(gate)
+    size = y.shape[2:]
+    return torch.addcmul(nearest((1 - g) * x, size), nearest(g, size), y)
+
+
 def project(norm: nn.Module, x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
-    """1x1 convolutions of the normalised map."""
+    """Several 1x1 convolutions of the normalised map; with :class:`ChannelNorm` in one pass over it."""
     if not isinstance(norm, ChannelNorm):
         x = norm(x)
         return tuple(conv(x) for conv in convs)

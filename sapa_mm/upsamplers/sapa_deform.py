@@ -63,6 +63,8 @@ class SAPADeform(BaseUpsampler):
     Source: https://github.com/tiny-smart/sapa
     """
 
+    variants = {'SAPA-D': {}}
+
     def __init__(
         self,
         in_channels: int,
@@ -96,7 +98,7 @@ class SAPADeform(BaseUpsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Convolutions from a normal distribution of deviation 0.02, biases 0: all points begin near their cell."""
+        """Convolutions normal with standard deviation 0.02, biases 0: all points begin near their cell."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)

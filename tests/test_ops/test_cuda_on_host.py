@@ -183,7 +183,7 @@ def test_sampling(kernels, size, groups, points, channels, channels_last):
 
 
 def test_sampling_at_no_number(kernels):
-    """It makes the result not a number, and reads nothing outside."""
+    """It makes the result NaN, and reads nothing outside."""
     query, key, offset = random_maps((1, 4, 4, 33), (1, 4, 2, 3), (1, 4, 4, 33))
     weights = torch.ones(1, 2, 4, 33, dtype=torch.float64)
     offset[0, 0, 1, 2], offset[0, 3, 3, 3], offset[0, 1, 2, 1] = torch.nan, torch.nan, torch.inf

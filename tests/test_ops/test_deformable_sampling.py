@@ -128,7 +128,7 @@ def test_far_outside_is_zero_and_still(function, expected, device):
 @pytest.mark.parametrize('device', DEVICES)
 @FUNCTIONS
 def test_not_a_number_stays_in_its_place(function, expected, device):
-    """A diverging training ends in a loss that is not a number, not in an index outside the map."""
+    """A diverging training ends in a loss of NaN, not in an index outside the map."""
     inputs = make_inputs(function, 1, 4, 3, (4, 4), (8, 8), dtype=torch.float32, device=device)
     inputs[2][0, 3, 2, 5] = torch.nan
     places = function(*inputs).isnan().any(1).nonzero().tolist()

@@ -17,6 +17,7 @@ from functools import cache
 from inspect import signature
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from get_flops import build_model, count, parameters  # first: sets how torch's threads wait
 
 # isort: split
@@ -25,38 +26,21 @@ from _published_costs import PRINTED, Place, Printed
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from sapa_mm.upsamplers import BaseUpsampler, build_upsampler
+from sapa_mm.upsamplers import VARIANTS, BaseUpsampler, build_upsampler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'cost_tables.md'
 
 
-def sapa(**options) -> dict:
-    return dict(type='sapa_mm.SAPA', **options)
-
-
-UPSAMPLERS = {
-    'Nearest': dict(type='sapa_mm.Nearest'),
-    'Bilinear': dict(type='sapa_mm.Bilinear'),
-    'Deconv': dict(type='sapa_mm.Deconv'),
-    'Pixel shuffle': dict(type='sapa_mm.PixelShuffle'),
-    'CARAFE': dict(type='sapa_mm.CARAFE'),
-    'IndexNet': dict(type='sapa_mm.IndexNet'),
-    'A2U': dict(type='sapa_mm.A2U'),
-    'A2U, both branches': dict(type='sapa_mm.A2U', downsample=True),
-    'FADE': dict(type='sapa_mm.FADE'),
-    'FADE-Lite': dict(type='sapa_mm.FADELite'),
-    'SAPA-I': sapa(similarity='inner'),
-    'SAPA-B': sapa(similarity='bilinear'),
-    'SAPA-B, d=64': sapa(similarity='bilinear', embed_dims=64),
-    'SAPA-G': sapa(similarity='gated'),
-    'SAPA-G, d=64': sapa(similarity='gated', embed_dims=64),
-    'SAPA-G, shared gate': sapa(similarity='gated', gate='shared'),
-    'SAPA-G, shared gate, d=64': sapa(similarity='gated', gate='shared', embed_dims=64),
-    'SAPA-D': dict(type='sapa_mm.SAPADeform'),
-    'DySample': dict(type='sapa_mm.DySample'),
-    'DySample+': dict(type='sapa_mm.DySample', dyscope=True),
+# The published variants, and what else the published columns count.
+OTHER_VARIANTS = {
+    'A2U, both branches': dict(VARIANTS['A2U'], downsample=True),
+    'SAPA-B, d=64': dict(VARIANTS['SAPA-B'], embed_dims=64),
+    'SAPA-G, d=64': dict(VARIANTS['SAPA-G'], embed_dims=64),
+    'SAPA-G, shared gate': dict(VARIANTS['SAPA-G'], gate='shared'),
+    'SAPA-G, shared gate, d=64': dict(VARIANTS['SAPA-G'], gate='shared', embed_dims=64),
 }
+UPSAMPLERS = dict(sorted({**VARIANTS, **OTHER_VARIANTS}.items(), key=lambda item: item[0].lower()))
 
 
 @cache
@@ -271,10 +255,10 @@ INTRODUCTION = """\
 # What an upsampler costs
 
 Parameters and multiply-accumulates (MACs) that each upsampler adds to a model in place of interpolation, counted on the
-models of this project by `python tools/cost_tables.py`, beside the published figures. `tools/get_flops.py` counts whole
-models, with the same rules: convolutions, matrix products and the operators of `sapa_mm` at one MAC per product, 4
-MACs per bilinearly sampled value; norms, softmax, biases and element-wise work not at all, as in the papers. FLOPs that
-count multiplication and addition are twice the MACs.
+models of this project by `python tools/dev/cost_tables.py`, beside the published figures. `tools/get_flops.py` counts
+whole models, with the same rules: convolutions, matrix products and the operators of `sapa_mm` at one MAC per product,
+4 MACs per bilinearly sampled value; norms, softmax, biases and element-wise work not at all, as in the papers. FLOPs
+that count multiplication and addition are twice the MACs.
 
 `d` is `embed_dims`, 32 unless stated. The published columns of SAPA-G count a projection that both branches share
 (`gate='shared'`); the published training logs, and the default here, have one each.
@@ -368,7 +352,7 @@ def main():
         sys.stdout.writelines(
             difflib.unified_diff(stored.splitlines(True), text.splitlines(True), 'docs/cost_tables.md', 'counted')
         )
-        sys.exit('docs/cost_tables.md is not what the models cost: run python tools/cost_tables.py')
+        sys.exit('docs/cost_tables.md is not what the models cost: run python tools/dev/cost_tables.py')
 
 
 if __name__ == '__main__':

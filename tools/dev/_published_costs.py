@@ -133,10 +133,10 @@ PRINTED = [
         lambda counted, places: 4 * counted,
     ),
     Printed(
-        'segformer', 'Pixel shuffle', 'params', '3.5M', 'SAPA-D', 1,
+        'segformer', 'PixelShuffle', 'params', '3.5M', 'SAPA-D', 1,
         'the value of the deconvolution; the printed FLOPs need 36 C^2 weights per place',
     ),
-    Printed('segformer', 'Pixel shuffle', 'macs', '34.4G', 'SAPA-D'),
+    Printed('segformer', 'PixelShuffle', 'macs', '34.4G', 'SAPA-D'),
     # MaskFormer Swin-B, 640x640
     Printed('maskformer', 'SAPA-I', 'params', '0.00M', 'SAPA'),
     Printed('maskformer', 'SAPA-I', 'macs', '0.43G', 'SAPA'),
@@ -196,7 +196,7 @@ PRINTED = [
     ),
     # detectors with the extra level in the path, four steps
     Printed('four-step', 'Deconv', 'params', '2.4M', 'SAPA-D'),
-    Printed('four-step', 'Pixel shuffle', 'params', '9.4M', 'SAPA-D'),
+    Printed('four-step', 'PixelShuffle', 'params', '9.4M', 'SAPA-D'),
     Printed('four-step', 'CARAFE', 'params', '0.3M', 'SAPA-D'),
     Printed('four-step', 'IndexNet', 'params', '8.4M', 'SAPA-D', why=INDEXNET, gives=per_place(indexnet_formula)),
     Printed('four-step', 'FADE', 'params', '0.2M', 'SAPA-D'),
@@ -210,7 +210,7 @@ PRINTED = [
     Printed('fpn', 'DySample+', 'params', '49.2K', 'DySample'),
     # UPerNet R50
     Printed('upernet', 'Deconv', 'params', '7.1M', 'SAPA-D'),
-    Printed('upernet', 'Pixel shuffle', 'params', '28.3M', 'SAPA-D'),
+    Printed('upernet', 'PixelShuffle', 'params', '28.3M', 'SAPA-D'),
     Printed('upernet', 'CARAFE', 'params', '0.3M', 'SAPA-D'),
     Printed('upernet', 'IndexNet', 'params', '25.2M', 'SAPA-D', why=INDEXNET, gives=per_place(indexnet_formula)),
     Printed('upernet', 'A2U, both branches', 'params', '0.1M', 'SAPA-D'),

@@ -19,19 +19,21 @@ import argparse
 import difflib
 import re
 import sys
+from inspect import signature
 from pathlib import Path
 
 import yaml
-from _common import read_config
 
-ROOT = Path(__file__).parents[1]
-BEGIN, END = '<!-- models: written by tools/model_zoo.py -->', '<!-- end of models -->'
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _common import read_config
+from get_flops import build_model, count_config, default_shape, parameters, register_toolbox
+
+from sapa_mm.upsamplers import UPSAMPLERS, VARIANTS
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = '<!-- models: written by tools/dev/model_zoo.py -->', '<!-- end of models -->'
 KINDS = dict(reported='reported in the paper', converted='converted weights', trained='**trained here**')
 HEADER = '# SPDX-License-Identifier: Apache-2.0\n'
-NAMES = dict(
-    Deconv='deconvolution', PixelShuffle='pixel shuffle', FADELite='FADE-Lite', SAPADeform='SAPA-D',
-    Nearest='nearest', Bilinear='bilinear', inner='SAPA-I', bilinear='SAPA-B', gated='SAPA-G', plain='SAPA, no gate',
-)  # fmt: skip
 
 
 def metafiles() -> list[Path]:
@@ -43,15 +45,18 @@ def configs_of(folder: Path) -> list[str]:
     return sorted(str(config.relative_to(ROOT)) for config in folder.glob('*.py'))
 
 
+def with_defaults(upsample_cfg: dict) -> dict:
+    """The config with the default of every option that it leaves out."""
+    parameters = signature(UPSAMPLERS[upsample_cfg['type'].removeprefix('sapa_mm.')]).parameters
+    return {**{name: parameter.default for name, parameter in parameters.items()}, **upsample_cfg}
+
+
 def upsampler_of(model: dict) -> str | None:
-    """Name of the upsampler of a config's model; None where it has no ``upsample_cfg``."""
+    """Published name of the upsampler of a config's model, else its type; None where it has no ``upsample_cfg``."""
     for name, value in model.items():
         if name == 'upsample_cfg' and value and 'type' in value:
-            kind = value['type'].removeprefix('sapa_mm.')
-            if kind == 'SAPA':
-                kind = value.get('similarity', 'gated')
-            plus = '+' if value.get('dyscope') else ''
-            return NAMES.get(kind, kind) + plus
+            named = [variant for variant, cfg in VARIANTS.items() if cfg.items() <= with_defaults(value).items()]
+            return named[0] if named else value['type'].removeprefix('sapa_mm.')
         if isinstance(value, dict) and (found := upsampler_of(value)):
             return found
     return None
@@ -157,8 +162,6 @@ def index(paths: list[Path]) -> str:
 
 
 def write_costs(folder: Path) -> None:
-    from get_flops import build_model, count_config, default_shape, parameters, register_toolbox
-
     path = folder / 'metafile.yml'
     content = yaml.safe_load(path.read_text())
     for model in content['Models']:
@@ -197,7 +200,7 @@ def main():
             sys.stdout.writelines(
                 difflib.unified_diff(stored.splitlines(True), text.splitlines(True), name, 'metafile')
             )
-            found.append(f'{name} does not agree with the metafiles: run python tools/model_zoo.py')
+            found.append(f'{name} does not agree with the metafiles: run python tools/dev/model_zoo.py')
     if found:
         sys.exit('\n'.join(found))
 

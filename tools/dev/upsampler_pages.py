@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write docs/upsamplers: a page for every registered upsampler from its docstring, and a picture of what it learned.
 
-The pages are text made of text; tests/test_tools.py compares them with what the docstrings say now. The pictures come
-from training each upsampler for a minute on generated pictures, and are drawn only with --pictures.
+The pages are made from the docstrings alone; tests/test_upsampler_pages.py compares them. The pictures come from
+training each upsampler for a minute on generated pictures, and are drawn only with --pictures.
 """
 
 import argparse
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -16,15 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sapa_mm import upsamplers
-from sapa_mm.upsamplers import BaseUpsampler
+from sapa_mm.upsamplers import UPSAMPLERS
 
-OUT = Path(__file__).parents[1] / 'docs' / 'upsamplers'
-KINDS = {
-    name: kind
-    for name, kind in sorted(vars(upsamplers).items(), key=lambda item: item[0].lower())
-    if inspect.isclass(kind) and issubclass(kind, BaseUpsampler) and kind is not BaseUpsampler
-}
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for make_demo_dataset
+
+OUT = Path(__file__).parents[2] / 'docs' / 'upsamplers'
 SECTIONS = ('Args', 'Raises', 'Cost', 'Source')
 CHANNELS = 32
 STEPS = 300
@@ -35,12 +32,12 @@ POINTS = ((50, 108), (50, 85), (50, 79), (41, 36))
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='*', metavar='name', help=f'of {", ".join(KINDS)} (default: all)')
+    parser.add_argument('names', nargs='*', metavar='name', help=f'of {", ".join(UPSAMPLERS)} (default: all)')
     parser.add_argument('--pictures', action='store_true', help='train and draw as well, about a minute each')
     args = parser.parse_args()
     for name in args.names:
-        if name not in KINDS:
-            parser.error(f'no upsampler {name!r}; there are {", ".join(KINDS)}')
+        if name not in UPSAMPLERS:
+            parser.error(f'no upsampler {name!r}; there are {", ".join(UPSAMPLERS)}')
     return args
 
 
@@ -99,11 +96,12 @@ def page(name):
     Returns:
         str: Markdown.
     """
-    title, description, named = sections(KINDS[name].__doc__)
+    kind = UPSAMPLERS[name]
+    title, description, named = sections(kind.__doc__)
     head = [f'# {name}', title, markdown(description)]
     head += [
         f"In a config: `upsample_cfg=dict(type='sapa_mm.{name}')`. "
-        + ('It uses the values of the guide.' if KINDS[name].needs_guide else 'Of the guide it uses the size only.')
+        + ('It uses the values of the guide.' if kind.needs_guide else 'Of the guide it uses the size only.')
     ]
     head += [f'![{name}]({name}.png)', caption(name)]
     if 'Cost' in named:
@@ -113,7 +111,7 @@ def page(name):
         head += ['It raises', options(named['Raises'])]
     source = f'Definition: {named["Source"]}\n\n' if 'Source' in named else ''
     head += ['## Source and licence', source + LICENCE]
-    return '\n\n'.join([*head, '<!-- written by tools/upsampler_pages.py from the docstring -->']) + '\n'
+    return '\n\n'.join([*head, '<!-- written by tools/dev/upsampler_pages.py from the docstring -->']) + '\n'
 
 
 LICENCE = (
@@ -124,7 +122,7 @@ LICENCE = (
 
 
 def caption(name):
-    kind = KINDS[name]
+    kind = UPSAMPLERS[name]
     what = {
         'kernels': 'the share of each position of the feature in the marked place, in percent',
         'positions': 'where the feature is sampled for the marked place; larger dots have larger weights, and colours '
@@ -148,7 +146,7 @@ def drawn(kind):
 def index():
     """The table of all pages."""
     rows = ['| type | | guide | parameters |', '|---|---|---|---|']
-    for name, kind in KINDS.items():
+    for name, kind in UPSAMPLERS.items():
         title = sections(kind.__doc__)[0].rstrip('.').replace('``', '`')
         count = sum(p.numel() for p in kind(256).parameters())
         guide = 'values' if kind.needs_guide else 'size'
@@ -165,7 +163,7 @@ def index():
             '',
             'How to add one: [A new upsampler](../new_upsampler.md).',
             '',
-            '<!-- written by tools/upsampler_pages.py from the docstrings -->',
+            '<!-- written by tools/dev/upsampler_pages.py from the docstrings -->',
             '',
         ]
     )
@@ -292,7 +290,7 @@ def draw(name):
     """Train an upsampler and draw what it does."""
     from sapa_mm.visualization import draw_affiliation
 
-    kind = KINDS[name]
+    kind = UPSAMPLERS[name]
     task = train(kind)
     torch.manual_seed(1)  # whatever an upsampler drew in training, all meet the same noise here
     images, shares, _ = samples([SAMPLE])
@@ -319,7 +317,7 @@ def draw(name):
 def main():
     args = parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    for name in args.names or KINDS:
+    for name in args.names or UPSAMPLERS:
         (OUT / f'{name}.md').write_text(page(name))
         if args.pictures:
             # few colours: a third of the bytes

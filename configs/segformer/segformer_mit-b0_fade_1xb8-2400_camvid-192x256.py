@@ -1,3 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-_base_ = './segformer_mit-b0_1xb8-2400_camvid-192x256.py'
-model = dict(decode_head=dict(upsample_cfg=dict(type='sapa_mm.FADE')))
