@@ -39,7 +39,7 @@ class IndexNet(BaseUpsampler):
     and any size of guide besides.
 
     Parameter names are the published ones; ``load_state_dict`` also takes them under ``index_net.``, as in the
-    published segmentation checkpoints.
+    published segmentation checkpoints, and ``indexnet.weight``, the published name in the linear holistic net.
 
     Args:
         in_channels (int): Channels of the feature and of the result.
@@ -137,3 +137,5 @@ class IndexNet(BaseUpsampler):
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         """Rename the published layout in place; this module's own passes unchanged."""
         rename_prefix(state_dict, f'{prefix}index_net.', prefix)
+        # The linear holistic net is a single convolution there.
+        rename_prefix(state_dict, f'{prefix}indexnet.weight', f'{prefix}indexnet.0.weight')

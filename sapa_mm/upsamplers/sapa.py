@@ -69,7 +69,7 @@ class SAPA(BaseUpsampler):
         norm (str, optional): ``'layer'`` (LayerNorm over channels), ``'group'`` (GroupNorm of 32 groups, the layout
             of the detection experiments) or None. ``'inner'`` has no parameters, so its norms have none either.
             Defaults to ``'layer'``.
-        bias (bool): Whether the projections have biases. Defaults to True.
+        bias (bool): Whether the projections and the gate have biases. Defaults to True.
         embed_value (bool): Mix ``v(x')`` instead of ``x``. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisation on top of the published one.
 
@@ -139,11 +139,11 @@ class SAPA(BaseUpsampler):
             self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=False)  # a second bias would be the first again
         elif self.shared_gate:
             self.q = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
-            self.gate = nn.Conv2d(in_channels, 1, 1)
+            self.gate = nn.Conv2d(in_channels, 1, 1, bias=bias)
         elif similarity == 'gated':
             self.qy = nn.Conv2d(self.guide_channels, embed_dims, 1, bias=bias)
             self.qx = nn.Conv2d(in_channels, embed_dims, 1, bias=bias)
-            self.gate = nn.Conv2d(in_channels, 1, 1)
+            self.gate = nn.Conv2d(in_channels, 1, 1, bias=bias)
         if similarity != 'inner':
             self.k = nn.Conv2d(in_channels, embed_dims, 1, bias=bias)
         if embed_value or self.out_channels != in_channels:

@@ -41,7 +41,7 @@ class SAPADeform(BaseUpsampler):
         num_points (int): Points per group. Defaults to 9.
         groups (int): Groups of channels, each with its own points. Defaults to 4.
         embed_dims (int): Width of query and key of one group. Defaults to 32.
-        bias (bool): Whether query and key have biases. Defaults to True.
+        bias (bool): Whether query, key and offset have biases. Defaults to True.
         high_offset (bool): One set of offsets for each of the ``scale_factor`` squared positions of a cell, instead of
             one for all. Defaults to True.
         norm (str, optional): ``'group'`` (GroupNorm of 32 groups), ``'layer'`` (LayerNorm over channels, as
@@ -94,7 +94,8 @@ class SAPADeform(BaseUpsampler):
         self.norm_x = make_norm(norm, in_channels)
         self.q = nn.Conv2d(self.guide_channels, groups * embed_dims, 1, bias=bias)
         self.k = nn.Conv2d(in_channels, groups * embed_dims, 1, bias=bias)
-        self.offset = nn.Conv2d(in_channels, 2 * groups * num_points * (scale_factor**2 if high_offset else 1), 1)
+        offsets = 2 * groups * num_points * (scale_factor**2 if high_offset else 1)
+        self.offset = nn.Conv2d(in_channels, offsets, 1, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of ops/cuda, compiled for the host, as C functions that test_cuda_on_host.py calls. `strides` are those
-// of the maps in the order of the arguments, four each; a null pointer is a gradient that is not wanted.
+// of the maps in the order of the arguments, four each; a null pointer is a gradient that is not wanted. T is the type
+// of the maps, A that of sums.
 #include "cuda_on_host.h"
 
 #include "../../ops/cuda/sampling_kernels.cuh"
@@ -25,10 +26,10 @@ View<T> contiguous(T* data, int64_t n, int64_t c, int64_t height, int64_t width)
   return {data, n, c, height, width, c * height * width, height * width, width, 1};
 }
 
-template <typename T>
+template <typename T, typename A>
 void affiliation(const Sizes& s, const int64_t* strides, int64_t normalization, const T* query, const T* key,
-                 const T* value, T* output, T* normalizer) {
-  AffiliationForward<T, T, Stream>{view(query, s.N, s.D, s.H, s.W, strides),
+                 const T* value, T* output, A* normalizer) {
+  AffiliationForward<T, A, Stream>{view(query, s.N, s.D, s.H, s.W, strides),
                                    view(key, s.N, s.D, s.h, s.w, strides + 4),
                                    view(value, s.N, s.C, s.h, s.w, strides + 8),
                                    s.kernel_size,
@@ -38,13 +39,13 @@ void affiliation(const Sizes& s, const int64_t* strides, int64_t normalization, 
                                    {}}();
 }
 
-template <typename T>
+template <typename T, typename A>
 void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normalization, int64_t images, const T* query,
-                          const T* key, const T* value, const T* grad, const T* normalizer, T* grad_query, T* grad_key,
+                          const T* key, const T* value, const T* grad, const A* normalizer, T* grad_query, T* grad_key,
                           T* grad_value) {
   const int64_t taps = s.kernel_size * s.kernel_size;
-  std::vector<T> weights(images * taps * s.H * s.W), grad_scores(weights.size());
-  AffiliationBackward<T, T, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 12),
+  std::vector<A> weights(images * taps * s.H * s.W), grad_scores(weights.size());
+  AffiliationBackward<T, A, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 12),
                                     view(query, s.N, s.D, s.H, s.W, strides),
                                     view(key, s.N, s.D, s.h, s.w, strides + 4),
                                     view(value, s.N, s.C, s.h, s.w, strides + 8),
@@ -60,9 +61,9 @@ void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normal
                                     {}}();
 }
 
-template <typename T>
+template <typename T, typename A>
 void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, T* output) {
-  AssemblyForward<T, T, Stream>{view(feature, s.N, s.C, s.h, s.w, strides),
+  AssemblyForward<T, A, Stream>{view(feature, s.N, s.C, s.h, s.w, strides),
                                 view(kernels, s.N, s.groups * s.kernel_size * s.kernel_size, s.H, s.W, strides + 4),
                                 s.kernel_size,
                                 s.groups,
@@ -70,11 +71,11 @@ void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T*
                                 {}}();
 }
 
-template <typename T>
+template <typename T, typename A>
 void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature, const T* kernels, const T* grad,
                        T* grad_feature, T* grad_kernels) {
   const int64_t channels = s.groups * s.kernel_size * s.kernel_size;
-  AssemblyBackward<T, T, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 8),
+  AssemblyBackward<T, A, Stream>{view(grad, s.N, s.C, s.H, s.W, strides + 8),
                                  view(feature, s.N, s.C, s.h, s.w, strides),
                                  view(kernels, s.N, channels, s.H, s.W, strides + 4),
                                  s.kernel_size,
@@ -89,7 +90,7 @@ struct SamplingSizes {
 };
 
 // Strides of the map at the high resolution, of that at the low one and of the offsets.
-template <typename T>
+template <typename T, typename A>
 struct SamplingMaps {
   const SamplingSizes& s;
   const int64_t* strides;
@@ -107,7 +108,7 @@ struct SamplingMaps {
   View<U> offsets(U* x) const {
     return view(x, s.N, s.groups * s.points * 2, s.H, s.W, strides + 8);
   }
-  Sampling<T, T, Stream> sampling(const T* offset) const { return {offsets(offset), s.groups, {}}; }
+  Sampling<T, A, Stream> sampling(const T* offset) const { return {offsets(offset), s.groups, {}}; }
 };
 
 }  // namespace
@@ -117,43 +118,47 @@ using sapa_mm::SamplingMaps;
 using sapa_mm::SamplingSizes;
 using sapa_mm::Sizes;
 
-#define FOR_TYPE(T)                                                                                                    \
-  void affiliation_##T(const Sizes* s, const int64_t* strides, int64_t normalization, const T* query, const T* key,    \
-                       const T* value, T* output, T* normalizer) {                                                     \
-    sapa_mm::affiliation(*s, strides, normalization, query, key, value, output, normalizer);                           \
+#define FOR_TYPE(NAME, T, A)                                                                                           \
+  void affiliation_##NAME(const Sizes* s, const int64_t* strides, int64_t normalization, const T* query, const T* key, \
+                          const T* value, T* output, A* normalizer) {                                                  \
+    sapa_mm::affiliation<T, A>(*s, strides, normalization, query, key, value, output, normalizer);                     \
   }                                                                                                                    \
-  void affiliation_backward_##T(const Sizes* s, const int64_t* strides, int64_t normalization, int64_t images,         \
-                                const T* query, const T* key, const T* value, const T* grad, const T* normalizer,      \
-                                T* grad_query, T* grad_key, T* grad_value) {                                           \
-    sapa_mm::affiliation_backward(*s, strides, normalization, images, query, key, value, grad, normalizer, grad_query, \
-                                  grad_key, grad_value);                                                               \
+  void affiliation_backward_##NAME(const Sizes* s, const int64_t* strides, int64_t normalization, int64_t images,      \
+                                   const T* query, const T* key, const T* value, const T* grad, const A* normalizer,   \
+                                   T* grad_query, T* grad_key, T* grad_value) {                                        \
+    sapa_mm::affiliation_backward<T, A>(*s, strides, normalization, images, query, key, value, grad, normalizer,       \
+                                        grad_query, grad_key, grad_value);                                             \
   }                                                                                                                    \
-  void assembly_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels, T* output) {           \
-    sapa_mm::assembly(*s, strides, feature, kernels, output);                                                          \
+  void assembly_##NAME(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels, T* output) {        \
+    sapa_mm::assembly<T, A>(*s, strides, feature, kernels, output);                                                    \
   }                                                                                                                    \
-  void assembly_backward_##T(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels,               \
-                             const T* grad, T* grad_feature, T* grad_kernels) {                                        \
-    sapa_mm::assembly_backward(*s, strides, feature, kernels, grad, grad_feature, grad_kernels);                       \
+  void assembly_backward_##NAME(const Sizes* s, const int64_t* strides, const T* feature, const T* kernels,            \
+                                const T* grad, T* grad_feature, T* grad_kernels) {                                     \
+    sapa_mm::assembly_backward<T, A>(*s, strides, feature, kernels, grad, grad_feature, grad_kernels);                 \
   }                                                                                                                    \
-  void correlate_points_##T(const SamplingSizes* s, const int64_t* strides, const T* x, const T* low, const T* offset, \
-                            T* scores, const T* weights, T* grad_offset) {                                             \
-    const SamplingMaps<T> maps{*s, strides};                                                                           \
+  void correlate_points_##NAME(const SamplingSizes* s, const int64_t* strides, const T* x, const T* low,               \
+                               const T* offset, A* scores, const A* weights, T* grad_offset) {                         \
+    const SamplingMaps<T, A> maps{*s, strides};                                                                        \
     maps.sampling(offset).correlate(maps.high(x), maps.low(low), maps.points(scores), maps.points(weights),            \
                                     maps.offsets(grad_offset));                                                        \
   }                                                                                                                    \
-  void assemble_points_##T(const SamplingSizes* s, const int64_t* strides, const T* weights, const T* low,             \
-                           const T* offset, T* out) {                                                                  \
-    const SamplingMaps<T> maps{*s, strides};                                                                           \
+  void assemble_points_##NAME(const SamplingSizes* s, const int64_t* strides, const A* weights, const T* low,          \
+                              const T* offset, T* out) {                                                               \
+    const SamplingMaps<T, A> maps{*s, strides};                                                                        \
     maps.sampling(offset).assemble(maps.points(weights), maps.low(low), maps.high(out));                               \
   }                                                                                                                    \
-  void spread_points_##T(const SamplingSizes* s, const int64_t* strides, const T* weights, const T* x,                 \
-                         const T* offset, T* sums) {                                                                   \
-    const SamplingMaps<T> maps{*s, strides};                                                                           \
+  void spread_points_##NAME(const SamplingSizes* s, const int64_t* strides, const A* weights, const T* x,              \
+                            const T* offset, A* sums) {                                                                \
+    const SamplingMaps<T, A> maps{*s, strides};                                                                        \
     maps.sampling(offset).spread(maps.points(weights), maps.high(x),                                                   \
                                  sapa_mm::contiguous(sums, s->N, s->C, s->h, s->w));                                   \
   }
 
 extern "C" {
-FOR_TYPE(float)
-FOR_TYPE(double)
+FOR_TYPE(float, float, float)
+#if !defined(SAPA_MM_ONLY_FLOAT)
+FOR_TYPE(double, double, double)
+FOR_TYPE(half, cuda_on_host::Half, float)
+FOR_TYPE(bfloat16, cuda_on_host::BFloat16, float)
+#endif
 }

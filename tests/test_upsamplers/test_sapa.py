@@ -212,6 +212,7 @@ def test_parameter_count_formulas(x, y, d, out):
     assert count(similarity='bilinear', norm=None) == d * (y + x) + 2 * d
     assert count(similarity='plain') == d * (y + 2 * x) + 2 * d + norms
     assert count(similarity='gated') == d * (y + 2 * x) + 3 * d + x + 1 + norms
+    assert count(similarity='gated', bias=False) == d * (y + 2 * x) + x + norms
     value = out * (x + 1)
     embeds = out != x
     assert count(similarity='gated', out_channels=out) - count(similarity='gated') == (value if embeds else 0)
@@ -300,6 +301,12 @@ def test_own_layout_round_trip(variant):
     target.load_state_dict(source.state_dict(), strict=True)
     inputs = maps((5, 3), (9, 8))
     assert torch.equal(target(*inputs), source(*inputs))
+
+
+def test_without_bias_only_the_norms_have_one(variant):
+    """As in the published modules, whose `qkv_bias` is that of the gate too: their state dicts load."""
+    module = make(bias=False, embed_value=True, **variant)
+    assert {name for name in module.state_dict() if name.endswith('bias')} <= {'norm_y.bias', 'norm_x.bias'}
 
 
 def test_wrong_keys_are_not_swallowed():

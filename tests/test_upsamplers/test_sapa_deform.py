@@ -204,6 +204,7 @@ def test_parameter_count_formula(x, y):
     assert count() == formula()
     assert count(norm='group') == formula() + 2 * (x + y)
     assert count(high_offset=False) == formula(s=1)
+    assert count(bias=False) == formula() - 2 * 4 * 32 - 2 * 4 * 9 * 2**2
     assert count(groups=2, embed_dims=8, num_points=5, scale_factor=3) == formula(2, 8, 5, 3)
     if x == y == 256:
         assert count() == 139_808
@@ -233,6 +234,7 @@ def test_published_keys():
     keys = {f'{name}.{kind}' for name in ('q', 'k', 'offset', 'norm_y', 'norm_x') for kind in ('weight', 'bias')}
     assert set(SAPADeform(32, norm='group').state_dict()) == keys
     assert set(SAPADeform(32).state_dict()) == {key for key in keys if not key.startswith('norm')}
+    assert set(SAPADeform(32, bias=False).state_dict()) == {'q.weight', 'k.weight', 'offset.weight'}
 
 
 @pytest.mark.parametrize(
