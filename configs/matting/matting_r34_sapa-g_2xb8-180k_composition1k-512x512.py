@@ -1,4 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-# A width of 64, as in SAPA-B.
 _base_ = './matting_r34_nearest_2xb8-180k_composition1k-512x512.py'
-model = dict(backbone=dict(upsample_cfg=dict(type='sapa_mm.SAPA', similarity='gated', embed_dims=64)))
+model = dict(backbone=dict(upsample_cfg=dict(type='sapa_mm.SAPA', similarity='gated')))
