@@ -3,6 +3,7 @@
 
 from . import transforms
 from .dataset import MattingTestDataset, MattingTrainDataset
+from .inference import predict_alpha
 from .losses import MattingLoss
 from .mattor import MattingPreprocessor, MattingSample, Mattor
 from .metrics import MattingMetric, matting_errors
@@ -18,5 +19,6 @@ __all__ = [
     'MattingTrainDataset',
     'Mattor',
     'matting_errors',
+    'predict_alpha',
     'transforms',
 ]
