@@ -23,16 +23,26 @@ MODELS = Registry(
         'sapa_mm.pixel_decoders',
         'sapa_mm.mask_heads',
         'sapa_mm.depth',
+        'sapa_mm.matting',
     ],
 )
 DATASETS = Registry(
-    'dataset', parent=MMENGINE_DATASETS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.depth']
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='sapa_mm',
+    locations=['sapa_mm.datasets', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
 METRICS = Registry(
-    'metric', parent=MMENGINE_METRICS, scope='sapa_mm', locations=['sapa_mm.evaluation', 'sapa_mm.depth']
+    'metric',
+    parent=MMENGINE_METRICS,
+    scope='sapa_mm',
+    locations=['sapa_mm.evaluation', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
 TRANSFORMS = Registry(
-    'transform', parent=MMENGINE_TRANSFORMS, scope='sapa_mm', locations=['sapa_mm.datasets', 'sapa_mm.depth']
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='sapa_mm',
+    locations=['sapa_mm.datasets', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])

@@ -274,6 +274,34 @@ def toolbox_upsample_cfg(published):
     return dict({arguments[k]: v for k, v in options.items()}, type=type_)
 
 
+def build_matting_network(case):
+    from sapa_mm.matting import GuidedMattingNet
+
+    upsample_cfg = dict(type={'bilinear': 'sapa_mm.Bilinear', 'fade': 'sapa_mm.FADE'}[case['kwargs']['upsample']])
+    return GuidedMattingNet(upsample_cfg), lambda module, inputs: module(inputs['image'])
+
+
+def build_matting_loss(case):
+    from sapa_mm.matting import MattingLoss
+
+    def call(module, inputs):
+        return module(inputs['pred'], *inputs['target'].split([1, 1, 3, 3, 3], 1))
+
+    return MattingLoss(), call
+
+
+def build_matting_metrics(case):
+    from sapa_mm.matting import matting_errors
+
+    assert case['kwargs'] == dict(norm_const=1000, sigma=1.4, step=0.1)
+
+    def call(_, inputs):
+        maps = (inputs[name].numpy() for name in ('pred', 'alpha', 'trimap'))
+        return list(matting_errors(*maps, definition='mmagic').values())
+
+    return None, call
+
+
 def build_segformer(case):
     pytest.importorskip('mmseg')
     from sapa_mm.decode_heads import GuidedSegformerHead
@@ -475,6 +503,9 @@ ADAPTERS = {
     'FeatUp CARAFE stack': build_stack(CARAFEStack),
     'NAF attention': build_naf_attention,
     'NAF': build_naf,
+    'matting network': build_matting_network,
+    'matting loss': build_matting_loss,
+    'matting metrics': build_matting_metrics,
     'SegFormer head wiring': build_segformer,
     'FPN wiring': build_fpn,
     'UPerNet head wiring': build_uper,

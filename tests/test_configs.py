@@ -37,6 +37,7 @@ STEPS = {
     'panoptic-fpn': 3,
     'mask2former': 1,
     'maskformer': 3,
+    'matting': 4,
     'segformer': 6,
     'segnet': 5,
     'upernet': 3,
@@ -127,6 +128,8 @@ def test_there_are_configs():
     ):
         family = [variant_of(name) for name in names if name.startswith(model) and baseline in name]
         assert {None, *variants} <= set(family), (model, baseline)
+    matting = [variant_of(name) for name in names if name.startswith('matting_r34') and 'composition1k' in name]
+    assert ours | others | {'Nearest', 'Bilinear', 'FADE', 'FADE-Lite'} == set(matting)
 
 
 @pytest.fixture
@@ -190,6 +193,8 @@ def test_loads_before_anything_is_imported(config, loaded):
 def shrink(cfg):
     model = cfg.model
     model.backbone.init_cfg = None
+    if model.type == 'sapa_mm.Mattor':
+        return
     if model.type in ('FasterRCNN', 'MaskRCNN', 'PanopticFPN'):
         model.backbone.depth = 18
         model.neck.in_channels = [64, 128, 256, 512]
@@ -270,6 +275,22 @@ def depth_batch(batch):
     return dict(inputs=images(batch), data_samples=samples)
 
 
+def matting_batch(batch):
+    """Noise whose matte is a ramp, unknown between 0 and 1."""
+    from sapa_mm.matting import MattingSample
+
+    samples = []
+    for seed, image in enumerate(images(batch)):
+        generator = torch.Generator().manual_seed(seed)
+        alpha = torch.linspace(-100, 355, WIDTH).clamp(0, 255).byte().expand(HEIGHT, WIDTH)
+        trimap = torch.where((alpha == 0) | (alpha == 255), alpha, 128).byte()
+        colours = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
+        samples.append(
+            MattingSample(alpha=alpha, trimap=trimap, foreground=colours[0], background=colours[1], image=image)
+        )
+    return dict(inputs=images(batch), data_samples=samples)
+
+
 def detection_batch(batch, num_classes):
     import numpy as np
     from mmdet.structures import DetDataSample
@@ -294,7 +315,7 @@ def detection_batch(batch, num_classes):
 def built(request):
     """A config, shrunk, and its model, inside its default scope, as the runner sets it."""
     config = request.param
-    if algorithm(config) not in DETECTORS:
+    if algorithm(config) not in (*DETECTORS, 'matting'):
         pytest.importorskip('mmseg')
     if algorithm(config) in (*DETECTORS, 'maskformer', 'mask2former'):
         pytest.importorskip('mmdet.models')
@@ -311,6 +332,8 @@ def built(request):
 
 
 def batch_of(cfg, size):
+    if cfg.default_scope == 'mmengine':
+        return matting_batch(size)
     if cfg.default_scope == 'mmdet':
         return detection_batch(size, cfg.model.roi_head.bbox_head.num_classes)
     if cfg.model.type == 'DepthEstimator':
@@ -347,12 +370,14 @@ def test_upsamplers(built):
     for upsampler in upsamplers:
         assert is_variant(upsampler, ROWS.get(variant, variant))
         if 'FADE' in variant:  # with the gate where the published table has it
-            gated = variant == 'FADE-Lite' or (variant == 'FADE' and algorithm(path) == 'segformer')
+            gated = variant == 'FADE-Lite' or (variant == 'FADE' and algorithm(path) in ('segformer', 'matting'))
             assert hasattr(upsampler, 'gate_generator') == gated
         if type(upsampler) is SAPA:
             assert upsampler.shared_gate == (variant == 'SAPA-G-shared')
             wide = variant == 'SAPA-B-d64' or 'bts_r50' in path.name
             assert not hasattr(upsampler, 'k') or upsampler.k.out_channels == (64 if wide else 32)
+        if algorithm(path) == 'matting':  # its rule for them is tested in test_matting
+            continue
         fresh = deepcopy(upsampler)
         fresh.reset_parameters()
         for (name, x), y in zip(upsampler.named_parameters(), fresh.parameters()):
@@ -365,7 +390,12 @@ def test_one_prediction(built):
     model.eval()
     with torch.no_grad():
         result = model.test_step(batch_of(cfg, 1))[0]
-    if cfg.model.type == 'PanopticFPN':
+    if cfg.default_scope == 'mmengine':
+        sample = matting_batch(1)['data_samples'][0]
+        assert result.pred_alpha.shape == (HEIGHT, WIDTH) and result.pred_alpha.dtype == torch.uint8
+        known = sample.trimap != 128
+        assert torch.equal(result.pred_alpha[known], sample.trimap[known])
+    elif cfg.model.type == 'PanopticFPN':
         segments = result.pred_panoptic_seg.sem_seg
         assert segments.shape == (1, HEIGHT, WIDTH)
         assert (segments % 1000 <= model.num_classes).all()  # 1000 per instance, void after the last class
@@ -397,14 +427,15 @@ def test_one_training_step(built):
 
     with optimizer.optim_context(model):
         data = model.data_preprocessor(batch_of(cfg, 2), True)
-        divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
-        assert data['inputs'].shape == (2, 3, *(-(-side // divisor) * divisor for side in (HEIGHT, WIDTH)))
+        is_matting = cfg.default_scope == 'mmengine'
+        divisor = 16 if is_matting else cfg.model.data_preprocessor.get('pad_size_divisor', 1)
+        assert data['inputs'].shape == (2, 3 + is_matting, *(-(-side // divisor) * divisor for side in (HEIGHT, WIDTH)))
         loss, _ = model.parse_losses(model(**data, mode='loss'))
     assert loss.isfinite() and loss > 0
     optimizer.backward(loss)
     assert [name for name, p in trained.items() if p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in trained.values())
-    assert all(p.grad.any() for name, p in trained.items() if 'upsamplers' in name)
+    assert all(p.grad.any() for name, p in trained.items() if 'upsamplers' in name or '.up.' in name)
     moving = {name for name, p in trained.items() if p.grad.any()}
     if cfg.optim_wrapper.optimizer.type == 'SGD':  # whose step can be too small to show in float32
         rate = max(optimizer.get_lr()['lr'])

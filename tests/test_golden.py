@@ -241,3 +241,41 @@ def test_kernels_are_those_that_mix():
     ratio = guide.shape[2] // feature.shape[2]
     windows = windows.repeat_interleave(ratio, 3).repeat_interleave(ratio, 4)
     assert_close((windows * kernels[:, None]).sum(2), arrays['out'], torch.float64, 'out')
+
+
+def auxiliary_cases(operator, prefix):
+    """Cases that hold values which tests/data/golden leaves out, from the folders of SAPA_MM_GOLDEN."""
+    cases = [case for folder in FOLDERS for case in CASES[folder] if case['operator'] == operator]
+    return [case for case in cases if any(name.startswith(f'aux:{prefix}') for name in case['shapes'])]
+
+
+def test_matting_with_the_scale_of_inplace_abn():
+    """`inplace_abn_scale` scales by |weight| + eps, as the kernels do that the published network trained with."""
+    cases = auxiliary_cases('matting network', 'out_with_inplace_abn_scale')
+    if not cases:
+        pytest.skip('no folder of SAPA_MM_GOLDEN has these values')
+    for case in cases:
+        arrays = load(case)
+        net, call = ADAPTERS[case['operator']](case)
+        net.double().eval().load_state_dict(published_state(case, arrays, net))
+        for module in net.modules():
+            if hasattr(module, 'inplace_abn_scale'):
+                module.inplace_abn_scale = True
+        with torch.no_grad():
+            out = call(net, with_prefix(arrays, 'in:', torch.float64))
+        assert_close(out, arrays['aux:out_with_inplace_abn_scale'], torch.float64, case['name'])
+
+
+# A2U's script computes in float32; the largest difference measured is 6e-8.
+@pytest.mark.parametrize(('definition', 'prefix', 'tolerance'), [('matlab', 'matlab', 1e-10), ('a2u', 'a2u_py', 1e-6)])
+def test_matting_metrics_by_other_definitions(definition, prefix, tolerance):
+    from sapa_mm.matting import matting_errors
+
+    cases = auxiliary_cases('matting metrics', prefix)
+    if not cases:
+        pytest.skip('no folder of SAPA_MM_GOLDEN has these values')
+    for case in cases:
+        arrays = load(case)
+        found = matting_errors(*(arrays[f'in:{name}'].numpy() for name in ('pred', 'alpha', 'trimap')), definition)
+        for name, value in found.items():
+            assert value == pytest.approx(float(arrays[f'aux:{prefix}_{name}']), rel=tolerance), (case['name'], name)

@@ -29,7 +29,8 @@ try:
 except ImportError:  # mmengine 0.10.7 has no such list
     get_torch_safe_globals = None
 
-TOOLBOXES = ('mmseg', 'mmdet')
+#: `default_scope` of the configs that the tools take; matting needs neither toolbox.
+TOOLBOXES = ('mmseg', 'mmdet', 'mmengine')
 #: Whether torch can be told which types besides tensors may be read: torch 2.5 takes a list.
 CAN_ALLOW_TYPES = get_torch_safe_globals is not None and hasattr(torch.serialization, 'safe_globals')
 
@@ -191,8 +192,10 @@ def read_checkpoint(path):
 
 
 def register_toolbox(cfg):
-    """Import the toolbox that the config's ``default_scope`` names, and return that scope."""
+    """Import the toolbox that the config's ``default_scope`` names, if it is one, and return that scope."""
     scope = cfg.default_scope
+    if scope == 'mmengine':
+        return scope
     try:
         if scope == 'mmdet':
             from mmdet.utils import register_all_modules, setup_cache_size_limit_of_dynamo

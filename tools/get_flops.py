@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters and multiply-accumulates (MACs) of an mmseg or mmdet config, module by module.
+"""Parameters and multiply-accumulates (MACs) of a config, module by module.
 
 One forward pass of one image on a CPU, with random weights, under torch's FlopCounterMode: it sees what is computed,
 in whatever module or function, so models whose heads cannot be traced are no exception. One MAC is one multiplication
@@ -157,6 +157,9 @@ def default_shape(cfg):
     size = (cfg.model.get('data_preprocessor') or {}).get('size')
     if size is not None:
         return tuple(size)
+    for step in cfg.get('train_pipeline') or []:
+        if step['type'] == 'sapa_mm.CropAroundUnknown':
+            return step['size'], step['size']
     for step in cfg.get('test_pipeline') or []:
         if step['type'].endswith('Resize') and 'scale' in step:
             width, height = step['scale']
@@ -170,13 +173,18 @@ def count_config(cfg, model, shape) -> tuple[Cost, tuple[int, int]]:
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     if cfg.default_scope == 'mmdet':
         from mmdet.structures import DetDataSample as DataSample
+    elif cfg.default_scope == 'mmengine':
+        from sapa_mm.matting import MattingSample as DataSample
     else:
         from mmseg.structures import SegDataSample as DataSample
     meta = dict(
         img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0), img_path=''
     )
+    sample = DataSample(metainfo=meta)
+    if cfg.default_scope == 'mmengine':
+        sample.trimap = torch.full((height, width), 128, dtype=torch.uint8)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        data = model.data_preprocessor(dict(inputs=[image], data_samples=[DataSample(metainfo=meta)]), False)
+        data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
         mode = 'predict'
         if cfg.default_scope == 'mmdet':
             mode = 'tensor'

@@ -169,7 +169,7 @@ TABLES = {
     ),
     'segnet': Decoder('SegNet, 480x480', SEGNET, (480, 480), 'decode_head', strides=(1, 2, 4, 8, 16, 32)),
     'matting': Steps(
-        'A2U matting R34, 512x512 (not in this project)',
+        'A2U matting R34, 512x512',
         ((256, 256, 32, 32), (128, 128, 64, 64), (64, 64, 128, 128), (64, 64, 256, 256)),
     ),
     'bts': Decoder('BTS R50, 416x544', BTS, (416, 544), 'decode_head', strides=(2, 4, 8, 16, 32)),
