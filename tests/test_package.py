@@ -28,6 +28,7 @@ def run(code, *args, block=(), status=0):
     done = subprocess.run(
         [sys.executable, '-c', BLOCK.format(names=tuple(block)) + code, *map(str, args)],
         capture_output=True, text=True, timeout=300,
+        cwd=Path(__file__).parent,  # Python looks here first: not the checkout, beside an installed copy
     )  # fmt: skip
     assert done.returncode == status, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout

@@ -37,13 +37,16 @@ def cell_of(size: int, cells: int, device=None) -> Tensor:
     return torch.arange(size, device=device) * cells // size
 
 
+_POWERS_OF_TWO = tuple(2**i for i in range(11))  # a table: dynamo of torch 2.1 knows no bits of sizes
+
+
 def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Repeat every position of ``(N, C, h, w)`` over the positions of its cell: ``(N, C, H, W)``.
 
     ``F.interpolate(mode='nearest')`` is faster but finds the cell by a float32 ratio, exact for powers of two.
     """
     ratios = [s // c if c and s % c == 0 else 0 for s, c in zip(size, x.shape[2:])]
-    if all(r > 0 and r & (r - 1) == 0 for r in ratios):
+    if all(r in _POWERS_OF_TWO for r in ratios):
         return x if ratios == [1, 1] else F.interpolate(x, size=size)
     rows, columns = (cell_of(s, c, x.device) for s, c in zip(size, x.shape[2:]))
     return x.index_select(2, rows).index_select(3, columns)

@@ -57,10 +57,11 @@ torch.save(dict(results=results, level=torch.ops.sapa_mm.cpu_capability()), sys.
 def run(wanted, path):
     """Every operator against the reference in a process with that level; its float32 results and the level it had."""
     env = {key: value for key, value in os.environ.items() if key != 'ATEN_CPU_CAPABILITY'}
-    env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     if wanted is not None:
         env['ATEN_CPU_CAPABILITY'] = wanted
-    done = subprocess.run([sys.executable, '-c', PROGRAM, str(path)], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, str(path)], env=env, cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(path, weights_only=True)
 

@@ -26,22 +26,26 @@ struct Blocks {
 
   int64_t first(int64_t block) const { return block % per_image * kBlock; }
   int64_t size(int64_t block) const { return std::min(kBlock, area - first(block)); }
-  int64_t offset(int64_t block, int64_t channel) const {
-    return (block / per_image * channels + channel) * area + first(block);
-  }
   // Of a map (N, H, W).
   int64_t position(int64_t block) const { return block / per_image * area + first(block); }
 
   void load(const at::Tensor& x, int64_t block, T* planes) const {
-    for (int64_t c = 0; c < channels; ++c)
-      pack_loops<scalar_t>().widen(data_of<scalar_t>(x) + offset(block, c), planes + c * kBlock, size(block));
+    const auto& loops = pack_loops<scalar_t>();
+    const stored_t<scalar_t>* in = first_channel(x, block);
+    for (int64_t c = 0; c < channels; ++c) loops.widen(in + c * area, planes + c * kBlock, size(block));
   }
   void store(const T* planes, const at::Tensor& x, int64_t block) const {
-    for (int64_t c = 0; c < channels; ++c)
-      pack_loops<scalar_t>().narrow(planes + c * kBlock, data_of<scalar_t>(x) + offset(block, c), size(block));
+    const auto& loops = pack_loops<scalar_t>();
+    stored_t<scalar_t>* out = first_channel(x, block);
+    for (int64_t c = 0; c < channels; ++c) loops.narrow(planes + c * kBlock, out + c * area, size(block));
   }
 
   int64_t channels, area, per_image, count;
+
+ private:
+  stored_t<scalar_t>* first_channel(const at::Tensor& x, int64_t block) const {
+    return data_of<scalar_t>(x) + block / per_image * channels * area + first(block);
+  }
 };
 
 // Calls work(planes, block) for every block of x, normalised, and writes the moments of its positions. `make_work`
