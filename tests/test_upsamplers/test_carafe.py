@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sapa_mm.ops import feature_assembly
+from sapa_mm.ops import backend, feature_assembly
 from sapa_mm.upsamplers import CARAFE, CARAFEDownsample
 
 OPTIONS = [
@@ -217,9 +217,10 @@ def test_downsampling_starts_as_a_mean():
 def test_downsampling_cost_and_gradients():
     module = CARAFEDownsample(8, 3, 3, 2, 5, 1, 6)
     assert sum(p.numel() for p in module.parameters()) == 8 * 6 + 6 + (25 * 6 + 1) * 2 * 9
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.zeros(1, 8, 6, 9))
-    assert counter.get_total_flops() == 2 * 6 * (9 * 8 * 6 + 25 * 2 * 9 * 6 + 9 * 8)
+    if backend() == 'native':  # the reference does other products
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(torch.zeros(1, 8, 6, 9))
+        assert counter.get_total_flops() == 2 * 6 * (9 * 8 * 6 + 25 * 2 * 9 * 6 + 9 * 8)
     module = downsample(kernel_size=3)
     assert gradcheck(module, maps((3, 4), (1, 1))[0].requires_grad_())
     module(maps((3, 4), (1, 1))[0]).square().sum().backward()
