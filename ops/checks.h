@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+
 #include "window.h"
 
 namespace sapa_mm {
@@ -12,6 +14,14 @@ namespace sapa_mm {
 inline void check_kernel_size(int64_t kernel_size) {
   TORCH_CHECK_VALUE(kernel_size % 2 == 1 && kernel_size >= 1 && kernel_size <= kMaxKernelSize,
                     "kernel_size must be odd and between 1 and ", kMaxKernelSize, ", got ", kernel_size);
+}
+
+// `x`, a low-resolution map, has windows with this border.
+inline void check_border(const at::Tensor& x, const char* name, int64_t kernel_size, int64_t border) {
+  TORCH_CHECK_VALUE(border >= 0 && border < 3, "border must be 0 to 2, got ", border);
+  TORCH_CHECK_VALUE(static_cast<Border>(border) == Border::kZero || std::min(x.size(2), x.size(3)) >= kernel_size, name,
+                    " must have at least kernel_size = ", kernel_size, " rows and columns for border ", border,
+                    ", got ", x.sizes());
 }
 
 inline void check_device(const at::Tensor& reference, const char* reference_name, const at::Tensor& x,

@@ -3,9 +3,10 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(sapa_mm, m) {
-  m.def("feature_assembly(Tensor feature, Tensor kernels, int kernel_size, int groups) -> Tensor");
+  m.def("feature_assembly(Tensor feature, Tensor kernels, int kernel_size, int groups, int border) -> Tensor");
   // Gradients that are not needed come back empty.
   m.def(
-      "_feature_assembly_backward(Tensor grad, Tensor feature, Tensor kernels, int kernel_size, int groups, bool[2] "
+      "_feature_assembly_backward(Tensor grad, Tensor feature, Tensor kernels, int kernel_size, int groups, int "
+      "border, bool[2] "
       "needs_grad) -> (Tensor, Tensor)");
 }

@@ -446,7 +446,8 @@ def build_naf_attention(case):
     (kernel_size,) = set(kwargs['kernel_size'])
 
     def call(_, inputs):
-        return attend(inputs['q'], inputs['k'], inputs['v'], kwargs['num_heads'], kernel_size)
+        scale = (inputs['q'].shape[1] // kwargs['num_heads']) ** -0.5
+        return attend(inputs['q'], inputs['k'], inputs['v'], kwargs['num_heads'], kernel_size, scale)
 
     return None, call
 

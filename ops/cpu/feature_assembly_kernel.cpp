@@ -12,28 +12,29 @@ namespace {
 struct FeatureAssemblyCpu {
   template <typename scalar_t>
   static void forward(const at::Tensor& feature, const at::Tensor& weights, int kernel_size, int64_t groups,
-                      const at::Tensor& output) {
+                      Border border, const at::Tensor& output) {
     const int64_t per_group = feature.size(1) / groups, taps = kernel_size * kernel_size;
     const at::Tensor packed_feature = Assembly<scalar_t>::packs(feature) ? feature : at::Tensor();
-    walk<scalar_t>(weights, feature, kernel_size, false, taps, {packed_feature}, {}, [&](const Visit<scalar_t>& visit) {
-      return [&, planes = visit.make_planes(taps),
-              assemble = Assembly<scalar_t>(feature, output, kernel_size, visit)](Visit<scalar_t>& visit) mutable {
-        for (int64_t group = 0; group < groups; ++group) {
-          visit.pack(weights, group * taps, taps, planes.get());
-          assemble(visit, planes.get(), visit.read[0], group * per_group, (group + 1) * per_group);
-        }
-      };
-    });
+    walk<scalar_t>(
+        weights, feature, kernel_size, border, false, taps, {packed_feature}, {}, [&](const Visit<scalar_t>& visit) {
+          return [&, planes = visit.make_planes(taps),
+                  assemble = Assembly<scalar_t>(feature, output, kernel_size, visit)](Visit<scalar_t>& visit) mutable {
+            for (int64_t group = 0; group < groups; ++group) {
+              visit.pack(weights, group * taps, taps, planes.get());
+              assemble(visit, planes.get(), visit.read[0], group * per_group, (group + 1) * per_group);
+            }
+          };
+        });
   }
 
   template <typename scalar_t>
   static void backward(const at::Tensor& grad_output, const at::Tensor& feature, const at::Tensor& weights,
-                       int kernel_size, int64_t groups, const at::Tensor& grad_feature,
+                       int kernel_size, int64_t groups, Border border, const at::Tensor& grad_feature,
                        const at::Tensor& grad_weights) {
     using T = accumulate_t<scalar_t>;
     const int64_t per_group = feature.size(1) / groups, taps = kernel_size * kernel_size;
     const at::Tensor read_feature = grad_weights.defined() ? feature : at::Tensor();
-    walk<scalar_t>(weights, feature, kernel_size, true, taps, {read_feature}, {grad_feature},
+    walk<scalar_t>(weights, feature, kernel_size, border, true, taps, {read_feature}, {grad_feature},
                    [&](const Visit<scalar_t>& visit) {
                      return [&, grad_planes = visit.make_planes(kChannelBlock), weight_planes = visit.make_planes(taps),
                              grad_weight_planes = visit.make_planes(taps)](Visit<scalar_t>& visit) {

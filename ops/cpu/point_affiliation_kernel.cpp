@@ -27,35 +27,38 @@ void for_each_normalizer(const at::Tensor& normalizer, const Visit<scalar_t>& vi
 struct PointAffiliationCpu {
   template <typename scalar_t>
   static void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int kernel_size,
-                      Normalization normalization, const at::Tensor& output, const at::Tensor& normalizer) {
+                      Normalization normalization, Border border, const at::Tensor& output,
+                      const at::Tensor& normalizer) {
     using T = accumulate_t<scalar_t>;
     const int64_t D = query.size(1), C = value.size(1);
     const int taps = kernel_size * kernel_size;
     const at::Tensor packed_value = Assembly<scalar_t>::packs(value) ? value : at::Tensor();
-    walk<scalar_t>(query, key, kernel_size, false, D, {key, packed_value}, {}, [&](const Visit<scalar_t>& visit) {
-      return [&, queries = visit.make_planes(D), weights = visit.make_planes(taps), normalizers = visit.make_planes(1),
-              assemble = Assembly<scalar_t>(value, output, kernel_size, visit)](Visit<scalar_t>& visit) mutable {
-        const int64_t stride = visit.stride, width = visit.width;
-        const int slots = visit.chunk.slots();
-        visit.pack(query, 0, D, queries.get());
-        loops<WindowLoops<T>>().correlate(queries.get(), stride, visit.read[0], D, slots, width, weights.get(), stride,
-                                          false);
-        for (int slot = 0; slot < slots; ++slot)
-          loops<NormalizationLoops<T>>().normalize(weights.get() + slot * taps * stride, stride, taps, width,
-                                                   normalization, normalizers.get() + slot * stride);
-        for_each_normalizer(normalizer, visit, [&](T& there, int slot, int64_t column) {
-          there = normalizers.get()[slot * stride + column];
+    walk<scalar_t>(
+        query, key, kernel_size, border, false, D, {key, packed_value}, {}, [&](const Visit<scalar_t>& visit) {
+          return
+              [&, queries = visit.make_planes(D), weights = visit.make_planes(taps), normalizers = visit.make_planes(1),
+               assemble = Assembly<scalar_t>(value, output, kernel_size, visit)](Visit<scalar_t>& visit) mutable {
+                const int64_t stride = visit.stride, width = visit.width;
+                const int slots = visit.chunk.slots();
+                visit.pack(query, 0, D, queries.get());
+                loops<WindowLoops<T>>().correlate(queries.get(), stride, visit.read[0], D, slots, width, weights.get(),
+                                                  stride, false);
+                for (int slot = 0; slot < slots; ++slot)
+                  loops<NormalizationLoops<T>>().normalize(weights.get() + slot * taps * stride, stride, taps, width,
+                                                           normalization, normalizers.get() + slot * stride);
+                for_each_normalizer(normalizer, visit, [&](T& there, int slot, int64_t column) {
+                  there = normalizers.get()[slot * stride + column];
+                });
+                assemble(visit, weights.get(), visit.read[1], 0, C);
+              };
         });
-        assemble(visit, weights.get(), visit.read[1], 0, C);
-      };
-    });
   }
 
   template <typename scalar_t>
   static void backward(const at::Tensor& grad_output, const at::Tensor& query, const at::Tensor& key,
                        const at::Tensor& value, const at::Tensor& normalizer, int kernel_size,
-                       Normalization normalization, const at::Tensor& grad_query, const at::Tensor& grad_key,
-                       const at::Tensor& grad_value) {
+                       Normalization normalization, Border border, const at::Tensor& grad_query,
+                       const at::Tensor& grad_key, const at::Tensor& grad_value) {
     using T = accumulate_t<scalar_t>;
     const int64_t D = query.size(1), C = value.size(1);
     const int taps = kernel_size * kernel_size;
@@ -63,7 +66,8 @@ struct PointAffiliationCpu {
     const bool keeps_scores = normalization != Normalization::kSoftmax;
     const at::Tensor read_value = needs_scores ? value : at::Tensor();
     walk<scalar_t>(
-        query, key, kernel_size, true, D, {key, read_value}, {grad_key, grad_value}, [&](const Visit<scalar_t>& visit) {
+        query, key, kernel_size, border, true, D, {key, read_value}, {grad_key, grad_value},
+        [&](const Visit<scalar_t>& visit) {
           return [&, query_planes = visit.make_planes(D), grad_planes = visit.make_planes(kChannelBlock),
                   weight_planes = visit.make_planes(taps), grad_score_planes = visit.make_planes(taps),
                   score_planes = visit.make_planes(keeps_scores ? taps : 0), normalizer_planes = visit.make_planes(1),

@@ -59,6 +59,7 @@ template <typename scalar_t, typename acc_t, typename Stream>
 struct AssemblyForward {
   View<const scalar_t> feature, weights;
   int64_t kernel_size, groups;
+  Border border;
   View<scalar_t> output;
   Stream stream;
 
@@ -68,7 +69,7 @@ struct AssemblyForward {
   void run() const {
     constexpr int P = positions<K>();
     const Geometry g =
-        make_geometry<acc_t, P>(weights.height, weights.width, feature.height, feature.width, kernel_size);
+        make_geometry<acc_t, P>(weights.height, weights.width, feature.height, feature.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
     SAPA_MM_LAUNCH((assembly_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * weights.images, shared_bytes<acc_t>(g),
                    stream, feature, weights, g, groups, output);
@@ -79,20 +80,21 @@ template <typename scalar_t, typename acc_t, typename Stream>
 struct AssemblyBackward {
   View<const scalar_t> grad_output, feature, weights;
   int64_t kernel_size, groups;
+  Border border;
   View<scalar_t> grad_feature, grad_weights;  // those with data are wanted
   Stream stream;
 
   void operator()() const {
     if (grad_weights.data != nullptr) for_window(kernel_size, *this);
     if (grad_feature.data != nullptr)
-      spread<scalar_t, scalar_t, acc_t>(grad_output, weights, kernel_size, groups, 0, grad_feature, stream);
+      spread<scalar_t, scalar_t, acc_t>(grad_output, weights, kernel_size, groups, border, 0, grad_feature, stream);
   }
 
   template <int K>
   void run() const {
     constexpr int P = positions<K>();
     const Geometry g =
-        make_geometry<acc_t, P>(weights.height, weights.width, feature.height, feature.width, kernel_size);
+        make_geometry<acc_t, P>(weights.height, weights.width, feature.height, feature.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
     SAPA_MM_LAUNCH((assembly_backward_kernel<scalar_t, acc_t, K, P>), g.tiles() * weights.images,
                    shared_bytes<acc_t>(g), stream, grad_output, feature, g, groups, grad_weights);

@@ -13,16 +13,16 @@ namespace {
 struct FeatureAssemblyCuda {
   template <typename scalar_t>
   static void forward(const at::Tensor& feature, const at::Tensor& weights, int kernel_size, int64_t groups,
-                      const at::Tensor& output) {
+                      Border border, const at::Tensor& output) {
     const c10::cuda::CUDAGuard guard(feature.device());
     AssemblyForward<scalar_t, at::opmath_type<scalar_t>, cudaStream_t>{
-        view_of<scalar_t>(feature),        view_of<scalar_t>(weights),       kernel_size, groups,
+        view_of<scalar_t>(feature),        view_of<scalar_t>(weights),       kernel_size, groups, border,
         mutable_view_of<scalar_t>(output), c10::cuda::getCurrentCUDAStream()}();
   }
 
   template <typename scalar_t>
   static void backward(const at::Tensor& grad_output, const at::Tensor& feature, const at::Tensor& weights,
-                       int kernel_size, int64_t groups, const at::Tensor& grad_feature,
+                       int kernel_size, int64_t groups, Border border, const at::Tensor& grad_feature,
                        const at::Tensor& grad_weights) {
     const c10::cuda::CUDAGuard guard(feature.device());
     AssemblyBackward<scalar_t, at::opmath_type<scalar_t>, cudaStream_t>{view_of<scalar_t>(grad_output),
@@ -30,6 +30,7 @@ struct FeatureAssemblyCuda {
                                                                         view_of<scalar_t>(weights),
                                                                         kernel_size,
                                                                         groups,
+                                                                        border,
                                                                         mutable_view_of<scalar_t>(grad_feature),
                                                                         mutable_view_of<scalar_t>(grad_weights),
                                                                         c10::cuda::getCurrentCUDAStream()}();

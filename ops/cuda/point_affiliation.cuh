@@ -138,6 +138,7 @@ struct AffiliationForward {
   View<const scalar_t> query, key, value;
   int64_t kernel_size;
   Normalization normalization;
+  Border border;
   View<scalar_t> output;
   acc_t* normalizer;
   Stream stream;
@@ -147,7 +148,7 @@ struct AffiliationForward {
   template <int K>
   void run() const {
     constexpr int P = positions<K>();
-    const Geometry g = make_geometry<acc_t, P>(query.height, query.width, key.height, key.width, kernel_size);
+    const Geometry g = make_geometry<acc_t, P>(query.height, query.width, key.height, key.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
     SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * query.images,
                    shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, output, normalizer);
@@ -160,6 +161,7 @@ struct AffiliationBackward {
   const acc_t* normalizer;
   int64_t kernel_size;
   Normalization normalization;
+  Border border;
   View<scalar_t> grad_query, grad_key, grad_value;  // those with data are wanted
   View<acc_t> weights, grad_scores;                 // (images_at_a_time, K*K, H, W), with data where those two have
   int64_t images_at_a_time;
@@ -169,7 +171,7 @@ struct AffiliationBackward {
 
   template <int K>
   void run() const {
-    const Geometry g = make_geometry<acc_t, 1>(query.height, query.width, key.height, key.width, kernel_size);
+    const Geometry g = make_geometry<acc_t, 1>(query.height, query.width, key.height, key.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
     for (int64_t first = 0; first < query.images; first += images_at_a_time) {
       const int64_t left = query.images - first, images = left < images_at_a_time ? left : images_at_a_time;
@@ -178,9 +180,9 @@ struct AffiliationBackward {
       SAPA_MM_LAUNCH((affiliation_backward_kernel<scalar_t, acc_t, K>), g.tiles() * images, shared_bytes<acc_t>(g),
                      stream, grad_output, query, key, value, normalizer, g, normalization, first, grad_query, w, s);
       if (grad_value.data != nullptr)
-        spread<scalar_t, acc_t, acc_t>(grad_output, read_only(w), kernel_size, 1, first, grad_value, stream);
+        spread<scalar_t, acc_t, acc_t>(grad_output, read_only(w), kernel_size, 1, border, first, grad_value, stream);
       if (grad_key.data != nullptr)
-        spread<scalar_t, acc_t, acc_t>(query, read_only(s), kernel_size, 1, first, grad_key, stream);
+        spread<scalar_t, acc_t, acc_t>(query, read_only(s), kernel_size, 1, border, first, grad_key, stream);
     }
   }
 };

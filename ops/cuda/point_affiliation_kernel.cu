@@ -22,7 +22,8 @@ int64_t images_at_a_time(const at::Tensor& grad_output, int64_t bytes_per_positi
 struct PointAffiliationCuda {
   template <typename scalar_t>
   static void forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int kernel_size,
-                      Normalization normalization, const at::Tensor& output, const at::Tensor& normalizer) {
+                      Normalization normalization, Border border, const at::Tensor& output,
+                      const at::Tensor& normalizer) {
     using acc_t = at::opmath_type<scalar_t>;
     const c10::cuda::CUDAGuard guard(query.device());
     AffiliationForward<scalar_t, acc_t, cudaStream_t>{view_of<scalar_t>(query),
@@ -30,6 +31,7 @@ struct PointAffiliationCuda {
                                                       view_of<scalar_t>(value),
                                                       kernel_size,
                                                       normalization,
+                                                      border,
                                                       mutable_view_of<scalar_t>(output),
                                                       normalizer.mutable_data_ptr<acc_t>(),
                                                       c10::cuda::getCurrentCUDAStream()}();
@@ -38,8 +40,8 @@ struct PointAffiliationCuda {
   template <typename scalar_t>
   static void backward(const at::Tensor& grad_output, const at::Tensor& query, const at::Tensor& key,
                        const at::Tensor& value, const at::Tensor& normalizer, int kernel_size,
-                       Normalization normalization, const at::Tensor& grad_query, const at::Tensor& grad_key,
-                       const at::Tensor& grad_value) {
+                       Normalization normalization, Border border, const at::Tensor& grad_query,
+                       const at::Tensor& grad_key, const at::Tensor& grad_value) {
     if (!grad_query.defined() && !grad_key.defined() && !grad_value.defined()) return;
     using acc_t = at::opmath_type<scalar_t>;
     const c10::cuda::CUDAGuard guard(query.device());
@@ -56,6 +58,7 @@ struct PointAffiliationCuda {
                                                        normalizer.const_data_ptr<acc_t>(),
                                                        kernel_size,
                                                        normalization,
+                                                       border,
                                                        mutable_view_of<scalar_t>(grad_query),
                                                        mutable_view_of<scalar_t>(grad_key),
                                                        mutable_view_of<scalar_t>(grad_value),

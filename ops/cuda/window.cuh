@@ -27,15 +27,19 @@ struct Geometry {
   int kernel_size;
   int halo_height, halo_width;  // largest of all tiles
   int staged_channels;          // channels in shared memory at a time; 0: none, threads read the map itself
+  Border border;
 
+  SAPA_MM_HOST_DEVICE CellAxis rows() const { return {H, h, kernel_size / 2, border}; }
+  SAPA_MM_HOST_DEVICE CellAxis columns() const { return {W, w, kernel_size / 2, border}; }
   int64_t tiles_y() const { return (h * row_chunks + kTileHeight - 1) / kTileHeight; }
   int64_t tiles_x() const { return (W + kTileWidth - 1) / kTileWidth; }
   int64_t tiles() const { return tiles_y() * tiles_x(); }
 };
 
 template <typename acc_t, int P>
-Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size) {
-  Geometry g{H, W, h, w, (max_positions(H, h) + P - 1) / P, kernel_size, 0, 0, 0};
+Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size, Border border) {
+  Geometry g{H, W, h, w, 1, kernel_size, 0, 0, 0, border};
+  g.row_chunks = (g.rows().max_count() + P - 1) / P;
   int64_t cells_y = 0, cells_x = 0;
   for (int64_t row = 0; row < h * g.row_chunks; row += kTileHeight) {
     const int64_t last = row + kTileHeight < h * g.row_chunks ? row + kTileHeight - 1 : h * g.row_chunks - 1;
@@ -44,7 +48,7 @@ Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_si
   }
   for (int64_t x = 0; x < W; x += kTileWidth) {
     const int64_t last = x + kTileWidth < W ? x + kTileWidth - 1 : W - 1;
-    const int64_t cells = cell_of(last, W, w) - cell_of(x, W, w) + 1;
+    const int64_t cells = g.columns().cell_of(last) - g.columns().cell_of(x) + 1;
     if (cells > cells_x) cells_x = cells;
   }
   const int64_t height = cells_y + kernel_size - 1, width = cells_x + kernel_size - 1;
@@ -72,12 +76,12 @@ struct Place {
     n = first_image + block / tiles_x / tiles_y;
     x = x0 + threadIdx.x % kTileWidth;
     cell_y = row / g.row_chunks;
-    y = first_position(cell_y, g.H, g.h) + row % g.row_chunks * max_rows;
-    const int64_t left = cell_y < g.h && x < g.W ? first_position(cell_y + 1, g.H, g.h) - y : 0;
+    y = g.rows().first_position(cell_y) + row % g.row_chunks * max_rows;
+    const int64_t left = cell_y < g.h && x < g.W ? g.rows().first_position(cell_y + 1) - y : 0;
     rows = left < 0 ? 0 : left < max_rows ? static_cast<int>(left) : max_rows;
-    cell_x = x < g.W ? cell_of(x, g.W, g.w) : 0;
+    cell_x = x < g.W ? g.columns().cell_of(x) : 0;
     halo_y = row0 / g.row_chunks - g.kernel_size / 2;
-    halo_x = cell_of(x0, g.W, g.w) - g.kernel_size / 2;
+    halo_x = g.columns().cell_of(x0) - g.kernel_size / 2;
   }
 };
 
@@ -196,13 +200,13 @@ __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): wh
   acc_t sum[kSpreadChannels] = {};
   for (int64_t cell_y = y - radius; cell_y <= y + radius; ++cell_y) {
     if (cell_y < 0 || cell_y >= g.h) continue;
-    const int64_t y_end = first_position(cell_y + 1, g.H, g.h);
+    const int64_t y_end = g.rows().first_position(cell_y + 1);
     for (int64_t cell_x = x - radius; cell_x <= x + radius; ++cell_x) {
       if (cell_x < 0 || cell_x >= g.w) continue;
-      const int64_t x_end = first_position(cell_x + 1, g.W, g.w);
+      const int64_t x_end = g.columns().first_position(cell_x + 1);
       const int64_t tap = group * K * K + (y - cell_y + radius) * K + (x - cell_x + radius);
-      for (int64_t py = first_position(cell_y, g.H, g.h); py < y_end; ++py)
-        for (int64_t px = first_position(cell_x, g.W, g.w); px < x_end; ++px) {
+      for (int64_t py = g.rows().first_position(cell_y); py < y_end; ++py)
+        for (int64_t px = g.columns().first_position(cell_x); px < x_end; ++px) {
           const acc_t weight = static_cast<acc_t>(weights.at(image, tap, py, px));
 #pragma unroll
           for (int c = 0; c < kSpreadChannels; ++c)
@@ -243,8 +247,8 @@ int64_t shared_bytes(const Geometry& g) {
 
 template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
 void spread(const View<const scalar_t>& source, const View<const weight_t>& weights, int64_t kernel_size,
-            int64_t groups, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
-  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0};
+            int64_t groups, Border border, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
+  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0, border};
   const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
   const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
   if (threads == 0) return;

@@ -1,88 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows whose border is not zero, in plain torch: what the compiled operators do not have yet.
+"""What windows find beyond the map, and how the compiled operators are told.
 
-Reflecting windows mirror the map at its outer positions, however far. Shifted ones move inwards until they lie inside
-the map, the rule of neighbourhood attention, and leave out what a map smaller than the window has not.
+``'zero'``
+    Zero vectors: their score is 0 and takes part in the normalisation, their value is 0. SAPA and CARAFE.
+``'clip'``
+    Nothing: what lies outside takes no part.
+``'shift'``
+    Nothing, and the window keeps its size: it moves inwards until it lies inside the map, the rule of neighbourhood
+    attention. A map smaller than the window is in it whole.
+``'replicate'``
+    The nearest position of the map.
+``'reflect'``
+    The map mirrored at its outer positions, however far.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .feature_assembly import feature_assembly
-from .reference import _Cells, accumulation_dtype
+from .maps import memory_format
+
+BORDERS = ('zero', 'clip', 'shift', 'replicate', 'reflect')
+
+# ops/window.h: beyond the map are zeros; the maps bring their border along; windows move inwards
+ZERO, GIVEN, SHIFT = range(3)
 
 
-def reflect(x: Tensor, radius: int) -> Tensor:
-    """Pad a map by its mirror image; unlike ``F.pad``, by more than its size too."""
+def extend(x: Tensor, radius: int, border: str) -> Tensor:
+    """Continue a map by ``radius`` positions on each side: ``(N, C, h + 2 radius, w + 2 radius)``.
+
+    Unlike ``F.pad``, it reflects by more than the map's size too.
+    """
+    if border not in ('replicate', 'reflect'):
+        return pad(x, (radius,) * 4)
+    layout = memory_format(x)
     for dim in (2, 3):
-        size = x.shape[dim]
-        place = torch.arange(-radius, size + radius, device=x.device) % max(2 * (size - 1), 1)
-        x = x.index_select(dim, torch.where(place < size, place, 2 * (size - 1) - place))
-    return x
+        last = x.shape[dim] - 1
+        place = torch.arange(-radius, last + 1 + radius, device=x.device)
+        if border == 'replicate':
+            place = place.clamp(0, last)
+        else:
+            place = place % max(2 * last, 1)
+            place = torch.where(place <= last, place, 2 * last - place)
+        x = x.index_select(dim, place)
+    return x.contiguous(memory_format=layout)
 
 
-def reflecting_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
-    """Inner products of each query with the window of keys at its own place, borders reflected.
-
-    Args:
-        query: ``(N, D, H, W)``.
-        key: ``(N, D, H, W)``.
-        kernel_size: Window side ``K``, odd.
-
-    Returns:
-        ``(N, K*K, H, W)``, each window row-major.
-    """
-    height, width = query.shape[2:]
-    padded = reflect(key, kernel_size // 2)
-    return torch.stack(
-        [
-            (query * padded[:, :, row : row + height, column : column + width]).sum(1)
-            for row in range(kernel_size)
-            for column in range(kernel_size)
-        ],
-        1,
-    )
+def pad(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+    """``F.pad`` with zeros; the layout stays."""
+    return F.pad(x, sides).contiguous(memory_format=memory_format(x))
 
 
-def reflecting_assembly(feature: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
-    """:func:`sapa_mm.ops.feature_assembly` at the feature's own size, borders reflected: ``(N, C, H, W)``."""
-    radius = kernel_size // 2
-    padded = F.pad(kernels, (radius,) * 4)
-    out = feature_assembly(reflect(feature, radius), padded, kernel_size)
-    return out[:, :, radius : radius + feature.shape[2], radius : radius + feature.shape[3]]
+def lay_border(kernel_size: int, border: str, query: Tensor, key: Tensor, value: Tensor):
+    """What the compiled affiliation takes for a border: query, key, value and the number of the border."""
+    radius, size = kernel_size // 2, key.shape[2:]
+    if border == 'zero' or radius == 0:
+        return query, key, value, ZERO
+    if border in ('replicate', 'reflect'):
+        return query, extend(key, radius, border), extend(value, radius, border), GIVEN
+    if border == 'shift' and min(size) >= kernel_size:
+        return query, key, value, SHIFT
+    # One channel more gives keys that are not in the map the least score there is, and so the weight 0.
+    missing = [max(kernel_size - side, 0) for side in reversed(size)]
+    sides = (radius,) * 4 if border == 'clip' else (0, missing[0], 0, missing[1])
+    outside = F.pad(key.new_zeros(key.shape[0], 1, *size), sides, value=torch.finfo(key.dtype).min / 2)
+    query = torch.cat([query, torch.ones_like(query[:, :1])], 1)
+    key = torch.cat([pad(key, sides), outside], 1)
+    return query, key, pad(value, sides), GIVEN if border == 'clip' else SHIFT
 
 
-def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, scale: float) -> Tensor:
-    """Attention of each query to the window of its cell, shifted inwards at borders.
-
-    Args:
-        query: ``(N, D, H, W)``, any size.
-        key: ``(N, D, h, w)``.
-        value: ``(N, C, h, w)``.
-        kernel_size: Window side, odd.
-        scale: Factor of the scores before the softmax.
-
-    Returns:
-        ``(N, C, H, W)``, dtype of ``value``; half and bfloat16 are accumulated in float32.
-    """
-    dtype = accumulation_dtype(value.dtype)
-    cells = _Cells(query.shape[2:], key.shape[2:], query.device)
-    rows, columns = (_shifted(side, kernel_size, query.device) for side in key.shape[2:])
-    inside = (rows[1][:, None, :, None] & columns[1][None, :, None, :]).flatten(2).movedim(2, 0)  # (K*K, h, w)
-
-    def windows(x: Tensor) -> Tensor:
-        x = x.to(dtype)[:, :, rows[0]][:, :, :, :, columns[0]]  # (N, C, h, K, w, K)
-        return x.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
-
-    scores = torch.einsum('ndhwq,ndkhw->nkhwq', cells.group(query.to(dtype)), windows(key)) * scale
-    weights = scores.masked_fill(~inside[..., None], float('-inf')).softmax(1)
-    out = torch.einsum('nkhwq,nckhw->nchwq', weights, windows(value))
-    return cells.ungroup(out).to(value.dtype)
-
-
-def _shifted(size: int, kernel_size: int, device) -> tuple[Tensor, Tensor]:
-    """Window of every cell of an axis, ``(size, K)``, and which of it the axis has."""
-    first = (torch.arange(size, device=device) - kernel_size // 2).clamp(max=size - kernel_size).clamp(min=0)
-    places = first[:, None] + torch.arange(kernel_size, device=device)
-    return places.clamp(max=size - 1), places < size
+def lay_assembly_border(kernel_size: int, border: str, feature: Tensor) -> tuple[Tensor, int]:
+    """The same for the compiled assembly, whose kernels are used as given: feature and the number of the border."""
+    if border in ('zero', 'clip') or kernel_size == 1:
+        return feature, ZERO
+    if border in ('replicate', 'reflect'):
+        return extend(feature, kernel_size // 2, border), GIVEN
+    missing = [max(kernel_size - side, 0) for side in reversed(feature.shape[2:])]
+    return pad(feature, (0, missing[0], 0, missing[1])) if any(missing) else feature, SHIFT

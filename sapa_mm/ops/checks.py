@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from .borders import BORDERS
+
 NORMALIZATIONS = ('softmax', 'relu', 'sigmoid', 'softplus')
 MAX_KERNEL_SIZE = 15
 
@@ -39,11 +41,11 @@ def _check_low_resolution(name: str, x: Tensor, size: tuple[int, ...]) -> None:
         raise ValueError(f'{name} is empty, {tuple(x.shape)}, where the output has size {tuple(size)}')
 
 
-def _check_groups(x: Tensor, groups: int) -> None:
+def _check_groups(x: Tensor, groups: int, name: str = 'groups') -> None:
     if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f'groups must be an int, got {type(groups).__name__}')
+        raise TypeError(f'{name} must be an int, got {type(groups).__name__}')
     if groups < 1 or x.shape[1] % groups:
-        raise ValueError(f'groups must divide the number of channels, got {groups} groups and {x.shape[1]} channels')
+        raise ValueError(f'{name} must divide the number of channels, got {groups} {name} and {x.shape[1]} channels')
 
 
 def _check_offset(offset: Tensor, groups: int) -> None:
@@ -53,16 +55,22 @@ def _check_offset(offset: Tensor, groups: int) -> None:
         )
 
 
-def check_kernel_size(kernel_size: int) -> None:
+def check_kernel_size(kernel_size: int, limit: int | None = MAX_KERNEL_SIZE) -> None:
     if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
         raise TypeError(f'kernel_size must be an int, got {type(kernel_size).__name__}')
-    if kernel_size % 2 == 0 or not 1 <= kernel_size <= MAX_KERNEL_SIZE:
-        raise ValueError(f'kernel_size must be odd and between 1 and {MAX_KERNEL_SIZE}, got {kernel_size}')
+    if kernel_size % 2 == 0 or kernel_size < 1 or (limit is not None and kernel_size > limit):
+        rule = 'positive' if limit is None else f'between 1 and {limit}'
+        raise ValueError(f'kernel_size must be odd and {rule}, got {kernel_size}')
 
 
 def check_normalization(normalization: str) -> None:
     if normalization not in NORMALIZATIONS:
         raise ValueError(f'normalization must be one of {NORMALIZATIONS}, got {normalization!r}')
+
+
+def check_border(border: str) -> None:
+    if border not in BORDERS:
+        raise ValueError(f'border must be one of {BORDERS}, got {border!r}')
 
 
 def _check_query_and_key(query: Tensor, key: Tensor) -> None:
@@ -74,20 +82,48 @@ def _check_query_and_key(query: Tensor, key: Tensor) -> None:
     _check_low_resolution('key', key, query.shape[2:])
 
 
-def check_scores(query: Tensor, key: Tensor, kernel_size: int, normalization: str = 'softmax') -> None:
-    check_kernel_size(kernel_size)
+def check_scores(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int,
+    normalization: str = 'softmax',
+    border: str = 'zero',
+    heads: int = 1,
+    limit: int | None = MAX_KERNEL_SIZE,
+) -> None:
+    check_kernel_size(kernel_size, limit)
     check_normalization(normalization)
+    check_border(border)
     _check_query_and_key(query, key)
+    _check_groups(query, heads, 'heads')
 
 
-def check_point_affiliation(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str) -> None:
-    check_scores(query, key, kernel_size, normalization)
+def check_point_affiliation(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int,
+    normalization: str,
+    border: str,
+    heads: int,
+    limit: int | None = MAX_KERNEL_SIZE,
+) -> None:
+    check_scores(query, key, kernel_size, normalization, border, heads, limit)
     _check_maps(query=query, value=value)
     _check_size(key=key, value=value)
+    _check_groups(value, heads, 'heads')
 
 
-def check_feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int) -> None:
-    check_kernel_size(kernel_size)
+def check_feature_assembly(
+    feature: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    groups: int,
+    border: str,
+    limit: int | None = MAX_KERNEL_SIZE,
+) -> None:
+    check_kernel_size(kernel_size, limit)
+    check_border(border)
     _check_maps(feature=feature, kernels=kernels)
     _check_groups(feature, groups)
     if kernels.shape[1] != groups * kernel_size**2:

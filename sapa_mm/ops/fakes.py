@@ -20,13 +20,13 @@ def sums_like(x, *shape):
 
 
 @register_fake('point_affiliation')
-def _(query, key, value, kernel_size, normalization):
+def _(query, key, value, kernel_size, normalization, border):
     output = empty_like(value, (*value.shape[:2], *query.shape[2:]), layout=memory_format(value))
     return output, sums_like(query, query.shape[0], *query.shape[2:])
 
 
 @register_fake('feature_assembly')
-def _(feature, kernels, kernel_size, groups):
+def _(feature, kernels, kernel_size, groups, border):
     return empty_like(feature, (*feature.shape[:2], *kernels.shape[2:]), layout=memory_format(feature))
 
 

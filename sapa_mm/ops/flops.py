@@ -21,22 +21,24 @@ from .library import is_loaded
 TAPS = 4
 
 
-def _point_affiliation(query, key, value, kernel_size, normalization) -> int:
+def _point_affiliation(query, key, value, kernel_size, normalization, border) -> int:
     return _windows(query, kernel_size) * (query[1] + value[1])
 
 
-def _point_affiliation_backward(grad, query, key, value, normalizer, kernel_size, normalization, needs_grad) -> int:
+def _point_affiliation_backward(
+    grad, query, key, value, normalizer, kernel_size, normalization, border, needs_grad
+) -> int:
     needs_query, needs_key, needs_value = needs_grad
     # The weights are computed again; the gradient of a score is a product with the value.
     channels = query[1] * (1 + needs_query + needs_key) + value[1] * ((needs_query or needs_key) + needs_value)
     return _windows(query, kernel_size) * channels
 
 
-def _feature_assembly(feature, kernels, kernel_size, groups) -> int:
+def _feature_assembly(feature, kernels, kernel_size, groups, border) -> int:
     return _windows(kernels, kernel_size) * feature[1]
 
 
-def _feature_assembly_backward(grad, feature, kernels, kernel_size, groups, needs_grad) -> int:
+def _feature_assembly_backward(grad, feature, kernels, kernel_size, groups, border, needs_grad) -> int:
     return _windows(kernels, kernel_size) * feature[1] * sum(needs_grad)
 
 

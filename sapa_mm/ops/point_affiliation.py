@@ -6,8 +6,10 @@ from torch import Tensor
 
 from . import reference
 from .autocast import autocast_inputs
-from .checks import NORMALIZATIONS, check_point_affiliation
+from .borders import lay_border
+from .checks import NORMALIZATIONS, check_point_affiliation, check_scores
 from .library import runs_native
+from .maps import memory_format
 
 #: As in ops/: the places of the names. A table, because torch 2.1 cannot trace ``tuple.index``.
 CODES = {name: code for code, name in enumerate(NORMALIZATIONS)}
@@ -15,13 +17,19 @@ CODES = {name: code for code, name in enumerate(NORMALIZATIONS)}
 
 @autocast_inputs
 def point_affiliation(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int = 5, normalization: str = 'softmax'
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    border: str = 'zero',
+    heads: int = 1,
 ) -> Tensor:
     """Upsample ``value`` by the similarity of each query with a window of keys.
 
     ``out[p] = sum_n h(<q[p], k[n]>) / sum_m h(<q[p], k[m]>) * v[n]`` with ``n, m`` in the ``K x K`` window around
-    ``c(p) = (floor(y * h / H), floor(x * w / W))``. A key outside the map is a zero vector: its score is 0, it takes
-    part in the normalisation, and its value is 0.
+    ``c(p) = (floor(y * h / H), floor(x * w / W))``. With the border ``'zero'`` a key outside the map is a zero vector:
+    its score is 0, it takes part in the normalisation, and its value is 0.
 
     Args:
         query: Projected guide, ``(N, D, H, W)``, floating point. ``H`` and ``W`` are the output's size: any, smaller
@@ -31,6 +39,10 @@ def point_affiliation(
         kernel_size: Window side in positions of the feature, odd, 1 to 15.
         normalization: ``h``: ``'softmax'`` (exponential), ``'relu'``, ``'sigmoid'`` or ``'softplus'``; the last three
             add ``sapa_mm.ops.maps.EPS`` to the sum.
+        border: What windows find beyond the map: ``'zero'``, ``'clip'`` (nothing), ``'shift'`` (nothing: windows move
+            inwards), ``'replicate'`` or ``'reflect'``. See :mod:`sapa_mm.ops.borders`.
+        heads: Affiliations side by side, each of ``D / heads`` neighbouring channels of query and key that mix
+            ``C / heads`` of the value; divides both. Maps in channels_last are copied for more than one.
 
     Returns:
         ``(N, C, H, W)``, dtype of ``value``; half and bfloat16 are accumulated in float32. Inside autocast all inputs
@@ -43,15 +55,26 @@ def point_affiliation(
 
     Source: eq. (3) of https://arxiv.org/abs/2209.12866, stated there for ``H = 2h``.
     """
+    check_point_affiliation(query, key, value, kernel_size, normalization, border, heads)
     if not runs_native('point_affiliation', query):
-        return reference.point_affiliation(query, key, value, kernel_size, normalization)
-    check_point_affiliation(query, key, value, kernel_size, normalization)
-    code = CODES[normalization]
-    return torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, code)[0]
+        return reference.point_affiliation(query, key, value, kernel_size, normalization, border, heads)
+    layout = memory_format(value)
+    if heads > 1:  # each is an image of its own
+        query, key, value = (x.unflatten(1, (heads, -1)).flatten(0, 1) for x in (query, key, value))
+    query, key, value, border_code = lay_border(kernel_size, border, query, key, value)
+    out = torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, CODES[normalization], border_code)[0]
+    return out if heads == 1 else out.unflatten(0, (-1, heads)).flatten(1, 2).contiguous(memory_format=layout)
 
 
 @autocast_inputs
-def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normalization: str = 'softmax') -> Tensor:
+def affiliation_kernels(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    border: str = 'zero',
+    heads: int = 1,
+) -> Tensor:
     """The kernels that :func:`point_affiliation` mixes with, to look at.
 
     Args:
@@ -59,12 +82,15 @@ def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normal
         key: Projected feature, ``(N, D, h, w)``.
         kernel_size: Window side, odd, 1 to 15.
         normalization: As in :func:`point_affiliation`.
+        border: As in :func:`point_affiliation`.
+        heads: As in :func:`point_affiliation`.
 
     Returns:
-        ``(N, K*K, H, W)``: weights of the window, row-major, top-left first; they sum to 1 over the window, positions
-        outside the map included.
+        ``(N, heads * K*K, H, W)``, head by head: weights of the window, row-major, top-left first; they sum to 1 over
+        the window, what the border adds to it included.
 
     Raises:
         TypeError, ValueError: As :func:`point_affiliation`.
     """
-    return reference.affiliation_kernels(query, key, kernel_size, normalization)
+    check_scores(query, key, kernel_size, normalization, border, heads)
+    return reference.affiliation_kernels(query, key, kernel_size, normalization, border, heads)

@@ -3,8 +3,9 @@
 
 All maps are NCHW. A position ``(y, x)`` of the ``(H, W)`` map belongs to the cell
 ``(floor(y * h / H), floor(x * w / W))`` of the ``(h, w)`` map, and its window is the ``K x K`` neighbourhood of that
-cell, row-major, top-left first. What lies outside the map is a zero vector: its score is 0 and takes part in the
-normalisation, its value is 0.
+cell, row-major, top-left first. What lies outside the map is a zero vector, unless another border is asked for
+(:mod:`sapa_mm.ops.borders`): its score is 0 and takes part in the normalisation, its value is 0. Windows may be of any
+size.
 
 Queries of one cell share their window. They are therefore gathered by cell into ``(h * rows, w * columns)`` slots, as
 many as the fullest cell needs, multiplied with the unfolded window of the cell, and put back in their places. For an
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .borders import extend
 from .checks import (
     check_channel_norm,
     check_deformable_assembly,
@@ -66,11 +68,22 @@ class _Cells:
         return self.columns.scatter(self.rows.scatter(x, 2), 3)
 
 
-def _unfold(x: Tensor, kernel_size: int) -> Tensor:
-    """Windows of a map, zeros outside: ``(N, C, h, w)`` -> ``(N, C, K*K, h, w)``."""
-    radius = kernel_size // 2
-    x = F.pad(x, (radius,) * 4).unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
+def _unfold(x: Tensor, kernel_size: int, border: str = 'zero') -> Tensor:
+    """Windows of a map, zeros where they find nothing: ``(N, C, h, w)`` -> ``(N, C, K*K, h, w)``."""
+    if border == 'shift':
+        (rows, row_inside), (columns, column_inside) = (_shifted(side, kernel_size, x.device) for side in x.shape[2:])
+        x = x[:, :, rows].where(row_inside[..., None], x.new_zeros(()))  # (N, C, h, K, w)
+        x = x[:, :, :, :, columns].where(column_inside, x.new_zeros(()))  # (N, C, h, K, w, K)
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+    x = extend(x, kernel_size // 2, border).unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
     return x.flatten(4).movedim(4, 2)
+
+
+def _shifted(size: int, kernel_size: int, device) -> tuple[Tensor, Tensor]:
+    """The window of every cell of an axis, ``(size, K)``, moved inwards, and which of it the axis has."""
+    first = (torch.arange(size, device=device) - kernel_size // 2).clamp(max=size - kernel_size).clamp(min=0)
+    places = first[:, None] + torch.arange(kernel_size, device=device)
+    return places.clamp(max=size - 1), places < size
 
 
 def _empty(x: Tensor, *inputs: Tensor) -> Tensor:
@@ -86,48 +99,70 @@ def normalize(scores: Tensor, normalization: str, dim: int = 1) -> Tensor:
     return weights / (weights.sum(dim, keepdim=True) + EPS)
 
 
-def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
-    """Inner products of every query with its window of keys, before normalisation. See :mod:`sapa_mm.ops`."""
-    check_scores(query, key, kernel_size)
+def affiliation_scores(query: Tensor, key: Tensor, kernel_size: int, border: str = 'zero', heads: int = 1) -> Tensor:
+    """Inner products of every query with its window of keys, before normalisation; keys that the window does not have
+    (``'clip'``, ``'shift'``) get minus infinity. ``(N, heads * K*K, H, W)``. See :mod:`sapa_mm.ops`."""
+    check_scores(query, key, kernel_size, border=border, heads=heads, limit=None)
     dtype = accumulation_dtype(query.dtype)
     if query.numel() == 0 or key.numel() == 0:
-        shape = (query.shape[0], kernel_size**2, *query.shape[2:])
+        shape = (query.shape[0], heads * kernel_size**2, *query.shape[2:])
         return _empty(query.new_zeros(shape), query, key)
     cells = _Cells(query.shape[2:], key.shape[2:], query.device)
-    scores = torch.einsum('ndhwq,ndkhw->nkhwq', cells.group(query.to(dtype)), _unfold(key.to(dtype), kernel_size))
-    return cells.ungroup(scores).to(query.dtype)
+    queries = cells.group(query.to(dtype)).unflatten(1, (heads, -1))
+    keys = _unfold(key.to(dtype), kernel_size, border).unflatten(1, (heads, -1))
+    scores = torch.einsum('ngdhwq,ngdkhw->ngkhwq', queries, keys)
+    if border in ('clip', 'shift'):
+        inside = _unfold(key.new_ones(1, 1, *key.shape[2:]), kernel_size, border)[0, 0] > 0
+        scores = scores.where(inside[..., None], scores.new_full((), float('-inf')))
+    return cells.ungroup(scores.flatten(1, 2)).to(query.dtype)
 
 
-def affiliation_kernels(query: Tensor, key: Tensor, kernel_size: int = 5, normalization: str = 'softmax') -> Tensor:
+def affiliation_kernels(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    border: str = 'zero',
+    heads: int = 1,
+) -> Tensor:
     """The kernels that :func:`point_affiliation` mixes with. See :mod:`sapa_mm.ops`."""
-    check_scores(query, key, kernel_size, normalization)
+    check_scores(query, key, kernel_size, normalization, border, heads, limit=None)
     dtype = accumulation_dtype(query.dtype)
-    scores = affiliation_scores(query.to(dtype), key.to(dtype), kernel_size)
-    return normalize(scores, normalization).to(query.dtype)
+    scores = affiliation_scores(query.to(dtype), key.to(dtype), kernel_size, border, heads)
+    return normalize(scores.unflatten(1, (heads, -1)), normalization, dim=2).flatten(1, 2).to(query.dtype)
 
 
-def feature_assembly(feature: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1) -> Tensor:
+def feature_assembly(
+    feature: Tensor, kernels: Tensor, kernel_size: int, groups: int = 1, border: str = 'zero'
+) -> Tensor:
     """Weighted sum of a window of features, kernels as given. See :mod:`sapa_mm.ops`."""
-    check_feature_assembly(feature, kernels, kernel_size, groups)
+    check_feature_assembly(feature, kernels, kernel_size, groups, border, limit=None)
     dtype = accumulation_dtype(feature.dtype)
     size = kernels.shape[2:]
     if feature.numel() == 0 or kernels.numel() == 0:
         return _empty(feature.new_zeros((*feature.shape[:2], *size)), feature, kernels)
     cells = _Cells(size, feature.shape[2:], feature.device)
     weights = cells.group(kernels.to(dtype)).unflatten(1, (groups, kernel_size**2))
-    windows = _unfold(feature.to(dtype), kernel_size).unflatten(1, (groups, -1))
+    windows = _unfold(feature.to(dtype), kernel_size, border).unflatten(1, (groups, -1))
     assembled = torch.einsum('ngkhwq,ngckhw->ngchwq', weights, windows).flatten(1, 2)
     return cells.ungroup(assembled).to(feature.dtype, memory_format=memory_format(feature))
 
 
 def point_affiliation(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int = 5, normalization: str = 'softmax'
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    border: str = 'zero',
+    heads: int = 1,
 ) -> Tensor:
     """SAPA upsampling: :func:`affiliation_kernels`, then :func:`feature_assembly`. See :mod:`sapa_mm.ops`."""
-    check_point_affiliation(query, key, value, kernel_size, normalization)
+    check_point_affiliation(query, key, value, kernel_size, normalization, border, heads, limit=None)
     dtype = accumulation_dtype(query.dtype)
-    kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization)
-    return feature_assembly(value.to(dtype), kernels, kernel_size).to(value.dtype, memory_format=memory_format(value))
+    kernels = affiliation_kernels(query.to(dtype), key.to(dtype), kernel_size, normalization, border, heads)
+    mixed = feature_assembly(value.to(dtype), kernels, kernel_size, heads, border)
+    return mixed.to(value.dtype, memory_format=memory_format(value))
 
 
 def _sample(x: Tensor, offset: Tensor, groups: int) -> Tensor:

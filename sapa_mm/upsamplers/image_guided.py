@@ -12,7 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.borders import neighbourhood_attention, reflecting_assembly, reflecting_scores
+from ..ops import feature_assembly, point_affiliation, reference
+from ..ops.checks import MAX_KERNEL_SIZE
 from ..registry import MODELS
 from .base import require_positive_int
 from .carafe import CARAFE
@@ -169,12 +170,12 @@ class JBUStep(nn.Module):
             ``(N, C, H, W)``.
         """
         enlarged = F.interpolate(feature, guide.shape[2:], mode='bicubic', align_corners=False)
-        return reflecting_assembly(enlarged, self.kernels(guide).to(enlarged.dtype), self.kernel_size)
+        return feature_assembly(enlarged, self.kernels(guide).to(enlarged.dtype), self.kernel_size, border='reflect')
 
     def kernels(self, guide: Tensor) -> Tensor:
         """The kernels that :meth:`forward` mixes with, ``(N, K*K, H, W)``."""
         embedded = self.range_proj(guide)
-        scores = reflecting_scores(embedded, embedded, self.kernel_size)
+        scores = reference.affiliation_scores(embedded, embedded, self.kernel_size, border='reflect')
         kernels = (self.range_temp.exp().clamp(1e-4, 1e4) * scores).softmax(1)
         axis = torch.linspace(-1, 1, self.kernel_size, device=guide.device, dtype=self.sigma_spatial.dtype)
         distance = (axis[:, None] ** 2 + axis**2).flatten()
@@ -267,7 +268,8 @@ class NAF(BaseModule):
         size = image.shape[2:] if size is None else size
         query = self.image_encoder(image, size)
         key = F.adaptive_avg_pool2d(query, feature.shape[2:])
-        return attend(query, key, feature, self.num_heads, self.kernel_size)
+        scale = (query.shape[1] // self.num_heads) ** -0.5
+        return attend(query, key, feature, self.num_heads, self.kernel_size, scale)
 
 
 @MODELS.register_module()
@@ -339,7 +341,7 @@ class ColourAffiliation(BaseModule):
         # -|q - k|^2 = 2 <q, k> - |k|^2, less what all keys of a query share
         key = torch.cat([2 * key, -key.square().sum(1, keepdim=True)], 1)
         query = torch.cat([query, torch.ones_like(query[:, :1])], 1)
-        return neighbourhood_attention(query, key, feature, self.kernel_size, self.temperature)
+        return attend(query, key, feature, 1, self.kernel_size, self.temperature)
 
 
 class ImageEncoder(nn.Module):
@@ -409,11 +411,10 @@ def reflecting_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, padding_mode='reflect')
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int) -> Tensor:
-    """Neighbourhood attention of several heads, each with contiguous channels of all three maps."""
-    query, key, value = (x.unflatten(1, (num_heads, -1)).flatten(0, 1) for x in (query, key, value))
-    out = neighbourhood_attention(query, key, value, kernel_size, query.shape[1] ** -0.5)
-    return out.unflatten(0, (-1, num_heads)).flatten(1, 2)
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+    """Neighbourhood attention: windows that move inwards at borders. The compiled operator has windows up to 15."""
+    operator = point_affiliation if kernel_size <= MAX_KERNEL_SIZE else reference.point_affiliation
+    return operator(query * scale, key, value, kernel_size, border='shift', heads=num_heads)
 
 
 def check_pair(feature: Tensor, image: Tensor, channels: int | None = None) -> None:

@@ -6,8 +6,8 @@ from helpers import random_maps
 
 #: Operator of ``torch.ops.sapa_mm`` -> shapes of its tensors, its options, how many of its outputs are saved ones.
 CASES = dict(
-    point_affiliation=([(2, 3, 7, 8), (2, 3, 3, 4), (2, 4, 3, 4)], (3, 0), 1),
-    feature_assembly=([(2, 4, 3, 4), (2, 18, 7, 8)], (3, 2), 0),
+    point_affiliation=([(2, 3, 7, 8), (2, 3, 3, 4), (2, 4, 3, 4)], (3, 0, 0), 1),
+    feature_assembly=([(2, 4, 3, 4), (2, 18, 7, 8)], (3, 2, 0), 0),
     deformable_scores=([(2, 4, 7, 8), (2, 4, 3, 4), (2, 12, 7, 8)], (2,), 0),
     deformable_assembly=([(2, 4, 3, 4), (2, 6, 7, 8), (2, 12, 7, 8)], (2,), 0),
     channel_norm=([(2, 4, 7, 8), (4,), (4,)], (1e-5,), 2),

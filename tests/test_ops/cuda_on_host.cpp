@@ -14,7 +14,7 @@ namespace {
 struct Stream {};
 
 struct Sizes {
-  int64_t N, D, C, H, W, h, w, kernel_size, groups;
+  int64_t N, D, C, H, W, h, w, kernel_size, groups, border;
 };
 
 template <typename T>
@@ -35,6 +35,7 @@ void affiliation(const Sizes& s, const int64_t* strides, int64_t normalization, 
                                    view(value, s.N, s.C, s.h, s.w, strides + 8),
                                    s.kernel_size,
                                    static_cast<Normalization>(normalization),
+                                   static_cast<Border>(s.border),
                                    view(output, s.N, s.C, s.H, s.W, strides + 12),
                                    normalizer,
                                    {}}();
@@ -53,6 +54,7 @@ void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normal
                                     normalizer,
                                     s.kernel_size,
                                     static_cast<Normalization>(normalization),
+                                    static_cast<Border>(s.border),
                                     contiguous(grad_query, s.N, s.D, s.H, s.W),
                                     contiguous(grad_key, s.N, s.D, s.h, s.w),
                                     contiguous(grad_value, s.N, s.C, s.h, s.w),
@@ -68,6 +70,7 @@ void assembly(const Sizes& s, const int64_t* strides, const T* feature, const T*
                                 view(weights, s.N, s.groups * s.kernel_size * s.kernel_size, s.H, s.W, strides + 4),
                                 s.kernel_size,
                                 s.groups,
+                                static_cast<Border>(s.border),
                                 view(output, s.N, s.C, s.H, s.W, strides + 8),
                                 {}}();
 }
@@ -81,6 +84,7 @@ void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature,
                                  view(weights, s.N, channels, s.H, s.W, strides + 4),
                                  s.kernel_size,
                                  s.groups,
+                                 static_cast<Border>(s.border),
                                  contiguous(grad_feature, s.N, s.C, s.h, s.w),
                                  contiguous(grad_weights, s.N, channels, s.H, s.W),
                                  {}}();

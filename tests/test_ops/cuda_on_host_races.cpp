@@ -34,7 +34,7 @@ std::vector<int64_t> strides(std::initializer_list<std::pair<int64_t, int64_t>> 
 }
 
 void affiliation_and_back(int64_t kernel_size) {
-  const Sizes sizes{kImages, kChannels, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, 1};
+  const Sizes sizes{kImages, kChannels, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, 1, 0};
   const auto s = strides({{kChannels, kWidth}, {kChannels, kLowWidth}, {kChannels, kLowWidth}, {kChannels, kWidth}});
   const auto query = high(kChannels), key = low(kChannels), value = low(kChannels), grad = high(kChannels);
   auto output = high(kChannels), normalizer = high(1), grad_query = query, grad_key = key, grad_value = value;
@@ -45,7 +45,7 @@ void affiliation_and_back(int64_t kernel_size) {
 
 void assembly_and_back(int64_t kernel_size, int64_t groups) {
   const int64_t taps = groups * kernel_size * kernel_size;
-  const Sizes sizes{kImages, 0, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, groups};
+  const Sizes sizes{kImages, 0, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, groups, 0};
   const auto s = strides({{kChannels, kLowWidth}, {taps, kWidth}, {kChannels, kWidth}});
   const auto feature = low(kChannels), kernels = high(taps), grad = high(kChannels);
   auto output = grad, grad_feature = feature, grad_kernels = kernels;

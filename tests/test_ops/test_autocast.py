@@ -11,8 +11,9 @@ from sapa_mm.ops import library, reference
 
 
 def call(function, name, inputs):
-    options = ('softmax' if name == 'point_affiliation' and i == 1 else o for i, o in enumerate(CASES[name][1]))
-    return function(*inputs, *options)
+    named = dict(point_affiliation=('softmax', 'zero'), feature_assembly=('zero',)).get(name, ())  # numbers inside
+    options = CASES[name][1]
+    return function(*inputs, *options[: len(options) - len(named)], *named)
 
 
 def run(name, inputs, dtype):

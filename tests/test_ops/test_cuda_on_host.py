@@ -17,6 +17,7 @@ import torch
 from helpers import TOLERANCE, random_maps
 
 from sapa_mm.ops import reference
+from sapa_mm.ops.borders import BORDERS, lay_assembly_border, lay_border
 from sapa_mm.ops.checks import NORMALIZATIONS
 
 SOURCE = Path(__file__).with_name('cuda_on_host.cpp')
@@ -84,30 +85,35 @@ def assert_near(actual, expected):
 
 
 def check_affiliation(library, size, kernel_size, normalization, dtype=torch.float64, channels_last=False, images=1,
-                      wanted=(True, True, True)):  # fmt: skip
+                      wanted=(True, True, True), border='zero'):  # fmt: skip
     n, d, c, (height, width), (h, w) = size
     maps = random_maps((n, d, height, width), (n, d, h, w), (n, c, h, w), (n, c, height, width), dtype=dtype)
     if channels_last:
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
-    query, key, value, grad = maps
+    *inputs, grad = maps
+    inputs = [x.requires_grad_() for x in inputs]
+    *laid, border_code = lay_border(kernel_size, border, *inputs)  # as the public function does
+    query, key, value = (x.detach() for x in laid)
+    maps, d, (h, w) = [query, key, value, grad], query.shape[1], key.shape[2:]
     output = torch.full_like(grad, torch.nan)
     normalizer = filled(n, height, width, dtype=sums_of(dtype))
-    sizes = (n, d, c, height, width, h, w, kernel_size, 1)
+    sizes = (n, d, c, height, width, h, w, kernel_size, 1, border_code)
     code = NORMALIZATIONS.index(normalization)
     run(library, 'affiliation', sizes, maps, code, query, key, value, output, normalizer)
 
-    leaves = [x.double().requires_grad_() for x in (query, key, value)]
-    expected = reference.point_affiliation(*leaves, kernel_size, normalization)
+    leaves = [x.detach().double().requires_grad_() for x in inputs]
+    expected = reference.point_affiliation(*leaves, kernel_size, normalization, border)
     assert_near(output, expected.detach())
     if normalization == 'softmax':  # backward divides by the sum again, which would hide another normalizer
-        scores = reference.affiliation_scores(*(x.double() for x in (query, key)), kernel_size)
+        scores = reference.affiliation_scores(*(x.detach() for x in leaves[:2]), kernel_size, border)
         assert_near(normalizer, scores.logsumexp(1))
 
-    grads = [filled(*x.shape, dtype=dtype) if want else None for x, want in zip(leaves, wanted)]
+    grads = [filled(*x.shape, dtype=dtype) if want else None for x, want in zip(laid, wanted)]
     run(library, 'affiliation_backward', sizes, maps, code, images, query, key, value, grad, normalizer, *grads)
-    for ours, theirs in zip(grads, torch.autograd.grad(expected, leaves, grad.double())):
+    theirs = torch.autograd.grad(expected, leaves, grad.double())
+    for input, prepared, ours, other in zip(inputs, laid, grads, theirs):
         if ours is not None:
-            assert_near(ours, theirs)
+            assert_near(ours if prepared is input else torch.autograd.grad(prepared, input, ours)[0], other)
 
 
 @SIZE
@@ -125,6 +131,12 @@ def test_affiliation_of_other_windows(kernels, kernel_size):
 def test_affiliation_with_each_normalization(kernels, normalization):
     check_affiliation(kernels, SIZES['tiny'], 3, normalization)
     check_affiliation(kernels, SIZES['x2'], 5, normalization)
+
+
+@pytest.mark.parametrize('border', BORDERS[1:])
+@pytest.mark.parametrize('size', ['x2', 'odd', 'smaller', 'tiny'])
+def test_affiliation_with_each_border(kernels, size, border):
+    check_affiliation(kernels, SIZES[size], 3, 'softmax', border=border)
 
 
 def test_affiliation_of_channels_last(kernels):
@@ -151,15 +163,23 @@ def test_affiliation_with_one_gradient(kernels, wanted):
 @SIZE
 @pytest.mark.parametrize('kernel_size, groups', [(5, 1), (3, 2), (9, 1)])
 def test_assembly(kernels, size, kernel_size, groups):
+    check_assembly(kernels, size, kernel_size, groups)
+
+
+def test_assembly_with_shifted_windows(kernels):
+    check_assembly(kernels, SIZES['odd'], 5, 2, 'shift')
+
+
+def check_assembly(kernels, size, kernel_size, groups, border='zero'):
     n, _, c, (height, width), (h, w) = size
     c *= groups
     maps = random_maps((n, c, h, w), (n, groups * kernel_size**2, height, width), (n, c, height, width))
     feature, weights, grad = maps
     output = filled(n, c, height, width)
-    sizes = (n, 0, c, height, width, h, w, kernel_size, groups)
+    sizes = (n, 0, c, height, width, h, w, kernel_size, groups, lay_assembly_border(kernel_size, border, feature)[1])
     run(kernels, 'assembly', sizes, maps, feature, weights, output)
     leaves = [x.clone().requires_grad_() for x in (feature, weights)]
-    expected = reference.feature_assembly(*leaves, kernel_size, groups)
+    expected = reference.feature_assembly(*leaves, kernel_size, groups, border)
     torch.testing.assert_close(output, expected.detach(), rtol=1e-9, atol=1e-9)
 
     theirs = torch.autograd.grad(expected, leaves, grad)
@@ -176,7 +196,7 @@ def test_assembly_in_other_types(kernels, dtype):
     maps = random_maps((2, 6, 7, 18), (2, 2 * 25, 13, 35), (2, 6, 13, 35), dtype=dtype)
     feature, weights, grad = maps
     output, grads = torch.full_like(grad, torch.nan), [torch.full_like(x, torch.nan) for x in maps[:2]]
-    sizes = (2, 0, 6, 13, 35, 7, 18, 5, 2)
+    sizes = (2, 0, 6, 13, 35, 7, 18, 5, 2, 0)
     run(kernels, 'assembly', sizes, maps, feature, weights, output)
     run(kernels, 'assembly_backward', sizes, maps, feature, weights, grad, *grads)
     leaves = [x.double().requires_grad_() for x in (feature, weights)]

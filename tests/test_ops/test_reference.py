@@ -8,6 +8,7 @@ import torch
 from helpers import random_maps
 
 from sapa_mm.ops import reference
+from sapa_mm.ops.borders import BORDERS
 
 H = dict(
     softmax=math.exp,
@@ -18,15 +19,30 @@ H = dict(
 SIZES = [((3, 4), (6, 8)), ((3, 4), (7, 9)), ((5, 3), (5, 3)), ((2, 2), (7, 5)), ((5, 7), (3, 4)), ((1, 1), (3, 2))]
 
 
-def loop_windows(size, cells, kernel_size):
+def loop_windows(size, cells, kernel_size, border='zero'):
     """(y, x, tap, cell row, cell column) of every output position and tap; the cell may lie outside the map."""
-    radius = kernel_size // 2
     for y in range(size[0]):
         for x in range(size[1]):
             row, column = math.floor(y * cells[0] / size[0]), math.floor(x * cells[1] / size[1])
             for ky in range(kernel_size):
                 for kx in range(kernel_size):
-                    yield y, x, ky * kernel_size + kx, row - radius + ky, column - radius + kx
+                    found = (
+                        find(row, ky, cells[0], kernel_size, border),
+                        find(column, kx, cells[1], kernel_size, border),
+                    )
+                    yield y, x, ky * kernel_size + kx, *found
+
+
+def find(cell, tap, size, kernel_size, border):
+    """Where on an axis the tap of a window is; it may be outside."""
+    place = cell - kernel_size // 2 + tap
+    if border == 'shift':
+        return min(max(cell - kernel_size // 2, 0), max(size - kernel_size, 0)) + tap
+    if border == 'replicate':
+        return min(max(place, 0), size - 1)
+    while border == 'reflect' and not 0 <= place < size:
+        place = 0 if size == 1 else -place if place < 0 else 2 * (size - 1) - place
+    return place
 
 
 def inside(row, column, cells):
@@ -69,6 +85,37 @@ def test_assembly(cells, size, groups):
                 group = channel // (4 // groups)
                 expected[:, channel, y, x] += kernels[:, group * 9 + tap, y, x] * feature[:, channel, row, column]
     assert torch.allclose(reference.feature_assembly(feature, kernels, kernel_size, groups), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize('border', BORDERS)
+@pytest.mark.parametrize(('cells', 'size'), SIZES)
+def test_borders(cells, size, border):
+    kernel_size = 5
+    query, key, kernels = random_maps((2, 3, *size), (2, 3, *cells), (2, kernel_size**2, *size))
+    nothing = -math.inf if border in ('clip', 'shift') else 0.0
+    scores = torch.full((2, kernel_size**2, *size), nothing, dtype=torch.float64)
+    mixed = torch.zeros_like(query)
+    for y, x, tap, row, column in loop_windows(size, cells, kernel_size, border):
+        if inside(row, column, cells):
+            scores[:, tap, y, x] = (query[:, :, y, x] * key[:, :, row, column]).sum(1)
+            mixed[:, :, y, x] += kernels[:, tap, y, x, None] * key[:, :, row, column]
+    assert torch.allclose(reference.affiliation_scores(query, key, kernel_size, border), scores, atol=1e-13)
+    assert torch.allclose(reference.feature_assembly(key, kernels, kernel_size, border=border), mixed, atol=1e-13)
+
+
+def test_heads_are_affiliations_side_by_side():
+    query, key, value = random_maps((2, 6, 7, 8), (2, 6, 3, 4), (2, 4, 3, 4))
+    parts = [reference.point_affiliation(*x, 3) for x in zip(*(x.chunk(2, 1) for x in (query, key, value)))]
+    torch.testing.assert_close(reference.point_affiliation(query, key, value, 3, heads=2), torch.cat(parts, 1))
+    kernels = [reference.affiliation_kernels(*x, 3) for x in zip(*(x.chunk(2, 1) for x in (query, key)))]
+    torch.testing.assert_close(reference.affiliation_kernels(query, key, 3, heads=2), torch.cat(kernels, 1))
+
+
+def test_windows_of_any_size():
+    query, key, value = random_maps((1, 2, 4, 6), (1, 2, 2, 3), (1, 3, 2, 3))
+    whole = reference.point_affiliation(query, key, value, 17, border='shift')  # larger than the map: all of it
+    weights = torch.einsum('nchw,ncyx->nhwyx', query, key).flatten(3).softmax(3)
+    torch.testing.assert_close(whole, torch.einsum('nhwp,ncp->nchw', weights, value.flatten(2)))
 
 
 def test_point_affiliation_is_kernels_then_assembly():

@@ -107,7 +107,7 @@ def test_memory_format_is_that_of_the_library():
             views = [torch.zeros(shape).contiguous(memory_format=contents), whole[tuple(slice(s) for s in shape)]]
             views += [torch.zeros(shape[:3] + (1,)).expand(shape), torch.zeros(1, *shape[1:]).expand(shape)]
             for x in (*views, *(v.transpose(2, 3) for v in views)):
-                result = torch.ops.sapa_mm.feature_assembly(x, kernels, 1, 1)
+                result = torch.ops.sapa_mm.feature_assembly(x, kernels, 1, 1, 0)
                 expected = torch.empty(result.shape, memory_format=memory_format(x))
                 assert result.stride() == expected.stride(), (x.shape, x.stride())
 

@@ -1,59 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image-guided upsamplers: borders against loops, published sizes, other sizes, training, and inside a backbone."""
+"""Image-guided upsamplers: published sizes, other sizes, training, and inside a backbone."""
 
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck
 from torch.nn import functional as F
 from upsampler_helpers import count_parameters, maps, randomize
 
 from sapa_mm.backbones import ImageGuidedUpsampler
-from sapa_mm.ops.borders import neighbourhood_attention, reflect, reflecting_assembly, reflecting_scores
 from sapa_mm.registry import MODELS
 from sapa_mm.upsamplers import NAF, CARAFEStack, ColourAffiliation, JBUStack, SAPAStack
 from sapa_mm.upsamplers.image_guided import JBUStep
 
 STACKS = [SAPAStack, JBUStack, CARAFEStack]
-
-
-def test_reflect_is_torch_s_and_goes_on_where_that_ends():
-    x, _ = maps((4, 5), (1, 1), (2, 1))
-    assert torch.equal(reflect(x, 3), F.pad(x, (3,) * 4, mode='reflect'))
-    assert reflect(x[:, :, :2, :1], 3)[0, 0, :, 0].tolist() == x[0, 0, [1, 0, 1, 0, 1, 0, 1, 0], 0].tolist()
-
-
-def test_reflecting_windows_match_loops():
-    query, key = maps((4, 5), (4, 5), (3, 3))
-    kernels = torch.randn(1, 9, 4, 5, dtype=torch.float64)
-    windows = F.unfold(F.pad(key, (1,) * 4, mode='reflect'), 3).unflatten(1, (3, 9)).unflatten(3, (4, 5))
-    torch.testing.assert_close(reflecting_scores(query, key, 3), (query[:, :, None] * windows).sum(1))
-    torch.testing.assert_close(reflecting_assembly(key, kernels, 3), (kernels[:, None] * windows).sum(2))
-
-
-@pytest.mark.parametrize(
-    'cells, size', [((5, 6), (10, 12)), ((5, 4), (9, 11)), ((2, 4), (4, 8)), ((6, 5), (3, 2))], ids=str
-)
-def test_neighbourhood_attention_matches_loops(cells, size):
-    """At an even ratio, an odd one, fewer cells than the window has, and downwards."""
-    key, query = maps(cells, size, (3, 3))
-    value = torch.randn(1, 2, *cells, dtype=torch.float64)
-    out = neighbourhood_attention(query, key, value, 3, 0.7)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            window = tuple(
-                slice(first, first + 3)
-                for p, side, c in ((i, size[0], cells[0]), (j, size[1], cells[1]))
-                for first in [max(min(p * c // side - 1, c - 3), 0)]
-            )
-            k, v = (x[(0, slice(None), *window)].flatten(1) for x in (key, value))
-            weights = (0.7 * query[0, :, i, j] @ k).softmax(0)
-            torch.testing.assert_close(out[0, :, i, j], v @ weights)
-    assert gradcheck(
-        lambda *x: neighbourhood_attention(*x, 3, 0.7),
-        [x.requires_grad_() for x in (query, key, value)],
-        fast_mode=True,
-    )
 
 
 @pytest.mark.parametrize(

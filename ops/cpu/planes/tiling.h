@@ -13,8 +13,8 @@ namespace sapa_mm {
 
 // Positions of one axis by cell: position first[cell] + slot, for slot < count(cell).
 struct Axis {
-  Axis(int64_t size, int64_t cells) : cells(cells), slots(max_positions(size, cells)), first(cells + 1) {
-    for (int64_t cell = 0; cell <= cells; ++cell) first[cell] = first_position(cell, size, cells);
+  explicit Axis(const CellAxis& axis) : cells(axis.cells), slots(axis.max_count()), first(cells + 1) {
+    for (int64_t cell = 0; cell <= cells; ++cell) first[cell] = axis.first_position(cell);
   }
   int64_t count(int64_t cell) const { return first[cell + 1] - first[cell]; }
 

@@ -83,9 +83,11 @@ struct Visit {
 // Calls work(visit) for every chunk, where make_work(visit) made the work of a thread. `high` and `low` tell the sizes;
 // maps in `read` and `summed` that are undefined are left out.
 template <typename scalar_t, typename MakeWork>
-void walk(const at::Tensor& high, const at::Tensor& low, int kernel_size, bool gathers, int64_t max_channels,
-          const std::array<at::Tensor, 2>& read, const std::array<at::Tensor, 2>& summed, const MakeWork& make_work) {
-  const Axis rows(high.size(2), low.size(2)), columns(high.size(3), low.size(3));
+void walk(const at::Tensor& high, const at::Tensor& low, int kernel_size, Border border, bool gathers,
+          int64_t max_channels, const std::array<at::Tensor, 2>& read, const std::array<at::Tensor, 2>& summed,
+          const MakeWork& make_work) {
+  const Axis rows(CellAxis(high.size(2), low.size(2), kernel_size / 2, border));
+  const Axis columns(CellAxis(high.size(3), low.size(3), kernel_size / 2, border));
   const Tiling tiling(low.size(0), rows.cells, columns.cells);
   at::parallel_for(0, tiling.tasks, gathers ? 4 * kernel_size : 4, [&](int64_t begin, int64_t end) {
     Visit<scalar_t> visit(columns, tiling.tile_width, kernel_size, gathers, std::max(max_channels, kChannelBlock));
