@@ -176,7 +176,9 @@ def cpu_peak(module, name, size, options, threads):
     code = CPU_PEAK.format(
         tools=str(Path(__file__).parent), module=module, threads=threads, name=name, size=size, options=options
     )
-    return int(subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout)
+    return int(
+        subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def benchmark_case(size_name, dtype_name, format_name, args):
