@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 CLASSIC_VENV ?= .venv-classic
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 BIN := $(VENV)/bin
 CXX_SOURCES = $(shell find ops tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' 2>/dev/null)
 export PYTHON VENV
 
-.PHONY: help demo test test-classic test-sanitized setup lint format check-cuda doctor clean clean-venv
+.PHONY: help demo test test-classic sanitized test-sanitized fuzz setup lint format check-cuda doctor clean clean-venv
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -31,12 +32,18 @@ test-classic: ## the same on the classic stack (torch 2.1, mmcv 2.1; in .venv-cl
 
 # The library is built beside a copy of the package, so that the installed one stays as it is. Leaks are not looked for:
 # the interpreter's own would drown them.
-test-sanitized: ## build the CPU operators with AddressSanitizer and UBSan and run their tests
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib OMP_WAIT_POLICY=PASSIVE
+
+sanitized:
 	@tools/setup_env.sh test
 	SANITIZE=1 FORCE_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib build/sanitized/lib
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib OMP_WAIT_POLICY=PASSIVE \
-	  $(BIN)/pytest tests/test_ops --ignore tests/test_ops/test_cuda_on_host.py $(PYTEST_ARGS)
+
+test-sanitized: sanitized ## build the CPU operators with AddressSanitizer and UBSan and run their tests
+	$(SANITIZED) $(BIN)/pytest tests/test_ops --ignore tests/test_ops/test_cuda_on_host.py $(PYTEST_ARGS)
+
+fuzz: sanitized ## call the sanitized operators with random and wrong arguments, on every instruction set; FUZZ_ARGS=...
+	$(SANITIZED) $(BIN)/python tools/dev/fuzz_operators.py $(FUZZ_ARGS)
 
 setup: ## set up everything that `make test` needs, without running it
 	@tools/setup_env.sh test

@@ -16,7 +16,8 @@ def code_blocks(page):
 @pytest.fixture
 def registry():
     """The registry, without what a page adds to it."""
-    import sapa_mm.upsamplers  # noqa: F401  # registers
+    import sapa_mm.backbones
+    import sapa_mm.upsamplers  # noqa: F401  # both register
     from sapa_mm.registry import MODELS
 
     before = dict(MODELS.module_dict)
@@ -51,3 +52,21 @@ def test_new_upsampler(registry):
                 upsample_cfg=dict(type='sapa_mm.GuideKernels', kernelsize=3),
             )
         )
+
+
+def test_image_guided(registry):
+    """The page's code, and the table's parameters."""
+    pytest.importorskip('mmseg')
+    torch = pytest.importorskip('torch')
+    use, config = code_blocks('image_guided.md')
+    page = {}
+    exec(compile(use, 'image_guided.md', 'exec'), page)
+    assert page['finer'].shape == (1, 384, 112, 112)
+    exec(compile(config, 'image_guided.md', 'exec'), page)
+    (out,) = registry.build(page['model']['backbone'])(torch.randn(1, 3, 64, 96))
+    assert out.shape == (1, 512, 16, 24)
+    rows = re.findall(r'^\| `(sapa_mm\.\w+)` \|.*?\| ([\d,]+) \|', (DOCS / 'image_guided.md').read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, count in rows:
+        module = registry.build(dict(type=name, **({'in_channels': 384} if name.endswith('Stack') else {})))
+        assert sum(p.numel() for p in module.parameters()) == int(count.replace(',', '')), name
