@@ -16,8 +16,12 @@ def code_blocks(page):
 @pytest.fixture
 def registry():
     """The registry, without what a page adds to it."""
+    pytest.importorskip('mmseg')
+    # all that register: what does so first within a test would be forgotten after it
     import sapa_mm.backbones
-    import sapa_mm.upsamplers  # noqa: F401  # both register
+    import sapa_mm.decode_heads
+    import sapa_mm.necks
+    import sapa_mm.upsamplers  # noqa: F401
     from sapa_mm.registry import MODELS
 
     before = dict(MODELS.module_dict)
