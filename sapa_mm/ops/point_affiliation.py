@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from .autocast import autocast_inputs
 from .checks import NORMALIZATIONS, check_point_affiliation
-from .library import runs_native
+from .library import choose
 
 #: As in ops/: the places of the names. A table, because torch 2.1 cannot trace ``tuple.index``.
 CODES = {name: code for code, name in enumerate(NORMALIZATIONS)}
@@ -43,10 +43,13 @@ def point_affiliation(
 
     Source: eq. (3) of https://arxiv.org/abs/2209.12866, stated there for ``H = 2h``.
     """
-    if not runs_native('point_affiliation', query):
-        return reference.point_affiliation(query, key, value, kernel_size, normalization)
     check_point_affiliation(query, key, value, kernel_size, normalization)
+    chosen = choose('point_affiliation', query, key, kernel_size)
+    if chosen == 'reference':
+        return reference.point_affiliation(query, key, value, kernel_size, normalization)
     code = CODES[normalization]
+    if chosen == 'triton':
+        return torch.ops.sapa_mm.triton_point_affiliation(query, key, value, kernel_size, code)[0]
     return torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, code)[0]
 
 
