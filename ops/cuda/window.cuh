@@ -27,6 +27,7 @@ struct Geometry {
   int kernel_size;
   int halo_height, halo_width;  // largest of all tiles
   int staged_channels;          // channels in shared memory at a time; 0: none, threads read the map itself
+  int lanes;                    // threads that fill one channel; the others of the block fill the next ones
 
   int64_t tiles_y() const { return (h * row_chunks + kTileHeight - 1) / kTileHeight; }
   int64_t tiles_x() const { return (W + kTileWidth - 1) / kTileWidth; }
@@ -35,7 +36,7 @@ struct Geometry {
 
 template <typename acc_t, int P>
 Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size) {
-  Geometry g{H, W, h, w, (max_positions(H, h) + P - 1) / P, kernel_size, 0, 0, 0};
+  Geometry g{H, W, h, w, (max_positions(H, h) + P - 1) / P, kernel_size, 0, 0, 0, kThreads};
   int64_t cells_y = 0, cells_x = 0;
   for (int64_t row = 0; row < h * g.row_chunks; row += kTileHeight) {
     const int64_t last = row + kTileHeight < h * g.row_chunks ? row + kTileHeight - 1 : h * g.row_chunks - 1;
@@ -53,6 +54,7 @@ Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_si
   g.halo_height = static_cast<int>(height);
   g.halo_width = static_cast<int>(width);
   g.staged_channels = bytes > kStagedBytes ? 1 : static_cast<int>(kStagedBytes / bytes);
+  while (g.lanes > 32 && g.lanes / 2 >= height * width) g.lanes /= 2;
   return g;
 }
 
@@ -97,16 +99,21 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
       });
     return;
   }
-  const int halo = g.halo_height * g.halo_width;
+  const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
+  const int first = thread / g.lanes, step = kThreads / g.lanes;
   const int corner = static_cast<int>(place.cell_y - radius - place.halo_y) * g.halo_width +
                      static_cast<int>(place.cell_x - radius - place.halo_x);
   for (int64_t c0 = 0; c0 < channels; c0 += g.staged_channels) {
     const int count = channels - c0 < g.staged_channels ? static_cast<int>(channels - c0) : g.staged_channels;
     __syncthreads();  // all have used the channels before
-    for (int i = threadIdx.x; i < count * halo; i += kThreads) {
-      const int64_t y = place.halo_y + i % halo / g.halo_width, x = place.halo_x + i % halo % g.halo_width;
+    // A thread fills one place of the halo for many channels: where it is, is found once.
+    for (int i = thread % g.lanes; i < halo; i += g.lanes) {
+      const int64_t y = place.halo_y + i / g.halo_width, x = place.halo_x + i % g.halo_width;
       const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
-      shared[i] = inside ? static_cast<acc_t>(map.at(place.n, first_channel + c0 + i / halo, y, x)) : acc_t(0);
+      const scalar_t* from =
+          map.data + (place.n * map.n + (first_channel + c0 + first) * map.c + y * map.y + x * map.x);
+      for (int c = first; c < count; c += step, from += step * map.c)
+        shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);
     }
     __syncthreads();
     if (place.rows == 0) continue;
@@ -244,7 +251,7 @@ int64_t shared_bytes(const Geometry& g) {
 template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
 void spread(const View<const scalar_t>& source, const View<const weight_t>& weights, int64_t kernel_size,
             int64_t groups, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
-  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0};
+  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0, kThreads};
   const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
   const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
   if (threads == 0) return;
