@@ -6,8 +6,8 @@
 // all of them. The low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few
 // channels at a time. Where the halo is too large (an output much narrower than the map), threads read the map itself.
 //
-// Kernels are compiled for the windows that are used, K = 3, 5 and 7, with all loops over taps unrolled, and once more
-// (K = 0) for any window, any halo and float64, with the taps in local memory.
+// Kernels are compiled for the windows that are used, K = 1, 3, 5 and 7, with all loops over taps unrolled, and once
+// more (K = 0) for any window, any halo and float64, with the taps in local memory.
 #pragma once
 
 #include "../window.h"
@@ -226,6 +226,8 @@ __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): wh
 template <typename Launch>
 void for_window(int64_t kernel_size, const Launch& launch) {
   switch (kernel_size) {
+    case 1:
+      return launch.template run<1>();
     case 3:
       return launch.template run<3>();
     case 5:
@@ -240,7 +242,7 @@ void for_window(int64_t kernel_size, const Launch& launch) {
 // Positions of a thread: as many as leave the taps in registers.
 template <int K>
 constexpr int positions() {
-  return K == 3 ? 4 : K == 5 ? 2 : 1;
+  return K == 1 || K == 3 ? 4 : K == 5 ? 2 : 1;
 }
 
 template <typename acc_t>
