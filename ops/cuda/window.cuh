@@ -181,39 +181,53 @@ __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, con
   });
 }
 
+// First position of a cell, and for cell == cells the end of the axis.
+__device__ inline int start_of(int cell, int64_t size, int cells, int ratio) {
+  return ratio > 0 ? cell * ratio : static_cast<int>(first_position(cell, size, cells));
+}
+
 // (n, c .. c + kSpreadChannels, y, x) is one low-resolution position: it collects from the positions whose windows hold
 // it, in one order, so that no atomics are needed and results repeat.
 template <typename scalar_t, typename weight_t, typename acc_t>
 __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
                               View<const weight_t> weights,  // (images, groups*K*K, H, W)
-                              Geometry g, int64_t groups, int64_t first_image,
+                              Geometry g, int ratio_y, int ratio_x,  // 0 where not an integer
+                              int64_t groups, int64_t first_image,
                               View<scalar_t> grad) {  // (N, C, h, w)
   const int64_t per_group = grad.channels / groups;
   const int64_t blocks_per_group = (per_group + kSpreadChannels - 1) / kSpreadChannels;
-  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t x = index % g.w, y = index / g.w % g.h;
-  const int64_t channel_block = index / g.w / g.h % (groups * blocks_per_group);
-  const int64_t image = index / g.w / g.h / (groups * blocks_per_group);
+  // Divisions of 64 bits take as long as dozens of products: one for each thread, and none for each cell where the
+  // ratio is an integer.
+  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, rest = index / (g.h * g.w);
+  const int h = static_cast<int>(g.h), w = static_cast<int>(g.w), position = static_cast<int>(index - rest * g.h * g.w);
+  const int x = position % w, y = position / w;
+  const uint32_t channel_blocks = static_cast<uint32_t>(groups * blocks_per_group);
+  const uint32_t image = static_cast<uint32_t>(rest) / channel_blocks;
+  const uint32_t channel_block = static_cast<uint32_t>(rest) % channel_blocks;
   if (image >= weights.images) return;
-  const int64_t group = channel_block / blocks_per_group;
-  const int64_t first = group * per_group + channel_block % blocks_per_group * kSpreadChannels;
+  const int64_t group = channel_block / static_cast<uint32_t>(blocks_per_group);
+  const int64_t first =
+      group * per_group + channel_block % static_cast<uint32_t>(blocks_per_group) * int64_t{kSpreadChannels};
   const int64_t left = (group + 1) * per_group - first;
   const int count = left < kSpreadChannels ? static_cast<int>(left) : kSpreadChannels;
   const int K = g.kernel_size, radius = K / 2;
+  const int bottom = y + radius < h ? y + radius : h - 1, right = x + radius < w ? x + radius : w - 1;
   acc_t sum[kSpreadChannels] = {};
-  for (int64_t cell_y = y - radius; cell_y <= y + radius; ++cell_y) {
-    if (cell_y < 0 || cell_y >= g.h) continue;
-    const int64_t y_end = first_position(cell_y + 1, g.H, g.h);
-    for (int64_t cell_x = x - radius; cell_x <= x + radius; ++cell_x) {
-      if (cell_x < 0 || cell_x >= g.w) continue;
-      const int64_t x_end = first_position(cell_x + 1, g.W, g.w);
-      const int64_t tap = group * K * K + (y - cell_y + radius) * K + (x - cell_x + radius);
-      for (int64_t py = first_position(cell_y, g.H, g.h); py < y_end; ++py)
-        for (int64_t px = first_position(cell_x, g.W, g.w); px < x_end; ++px) {
-          const acc_t weight = static_cast<acc_t>(weights.at(image, tap, py, px));
+  for (int cell_y = y < radius ? 0 : y - radius; cell_y <= bottom; ++cell_y) {
+    const int y_begin = start_of(cell_y, g.H, h, ratio_y), rows = start_of(cell_y + 1, g.H, h, ratio_y) - y_begin;
+    for (int cell_x = x < radius ? 0 : x - radius; cell_x <= right; ++cell_x) {
+      const int x_begin = start_of(cell_x, g.W, w, ratio_x), columns = start_of(cell_x + 1, g.W, w, ratio_x) - x_begin;
+      const int64_t tap = (group * K + (y - cell_y + radius)) * K + (x - cell_x + radius);
+      const weight_t* weight_row = weights.data + image * weights.n + tap * weights.c + y_begin * weights.y;
+      const scalar_t* source_row = source.data + (first_image + image) * source.n + first * source.c;
+      source_row += y_begin * source.y;
+      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y)
+        for (int px = x_begin; px < x_begin + columns; ++px) {
+          const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
+          const scalar_t* from = source_row + px * source.x;
 #pragma unroll
-          for (int c = 0; c < kSpreadChannels; ++c)
-            if (c < count) sum[c] += weight * static_cast<acc_t>(source.at(first_image + image, first + c, py, px));
+          for (int c = 0; c < kSpreadChannels; ++c, from += source.c)
+            if (c < count) sum[c] += weight * static_cast<acc_t>(*from);
         }
     }
   }
@@ -257,8 +271,9 @@ void spread(const View<const scalar_t>& source, const View<const weight_t>& weig
   const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
   const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
   if (threads == 0) return;
+  const auto ratio = [](int64_t size, int64_t cells) { return size % cells == 0 ? static_cast<int>(size / cells) : 0; };
   SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), (threads + kThreads - 1) / kThreads, 0, stream, source,
-                 weights, g, groups, first_image, grad);
+                 weights, g, ratio(g.H, g.h), ratio(g.W, g.w), groups, first_image, grad);
 }
 
 }  // namespace sapa_mm
