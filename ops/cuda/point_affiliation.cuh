@@ -80,20 +80,27 @@ __global__ void affiliation_forward_kernel(View<const scalar_t> query,  // (N, D
                                            View<const scalar_t> key,    // (N, D, h, w)
                                            View<const scalar_t> value,  // (N, C, h, w)
                                            Geometry g, Normalization normalization,
-                                           View<scalar_t> output,  // (N, C, H, W)
-                                           acc_t* normalizer) {    // (N, H, W)
+                                           int64_t block_channels,  // of the value, for each block
+                                           View<scalar_t> output,   // (N, C, H, W)
+                                           acc_t* normalizer) {     // (N, H, W)
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
-  const Place place(g, P, 0);
+  Place place(g, P, 0);
+  // The images come once more for each part of the channels.
+  const int64_t part = place.n / query.images, first = part * block_channels;
+  const int64_t left = value.channels - first, channels = left < block_channels ? left : block_channels;
+  place.n -= part * query.images;
   Taps<acc_t, K, P> taps;
   correlate<acc_t, K, P>(key, g, place, 0, key.channels, shared, taps, [&](int64_t c, int p) {
     return static_cast<acc_t>(query.at(place.n, c, place.y + p, place.x));
   });
 #pragma unroll
   for (int p = 0; p < P; ++p)
-    if (p < place.rows)
-      normalizer[(place.n * g.H + place.y + p) * g.W + place.x] = normalize<K>(taps.data[p], g, normalization);
-  assemble<acc_t, K, P>(value, g, place, 0, value.channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
-    output.at(place.n, c, place.y + p, place.x) = static_cast<scalar_t>(sum);
+    if (p < place.rows) {
+      const acc_t saved = normalize<K>(taps.data[p], g, normalization);
+      if (part == 0) normalizer[(place.n * g.H + place.y + p) * g.W + place.x] = saved;
+    }
+  assemble<acc_t, K, P>(value, g, place, first, channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
+    output.at(place.n, first + c, place.y + p, place.x) = static_cast<scalar_t>(sum);
   });
 }
 
@@ -149,8 +156,11 @@ struct AffiliationForward {
     constexpr int P = positions<K>();
     const Geometry g = make_geometry<acc_t, P>(query.height, query.width, key.height, key.width, kernel_size);
     if (K > 0 && g.staged_channels == 0) return run<0>();
-    SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * query.images,
-                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, output, normalizer);
+    const int64_t block_channels = channels_of_a_block(g, query.images, value.channels);
+    const int64_t parts = value.channels > 0 ? (value.channels + block_channels - 1) / block_channels : 1;
+    SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * query.images * parts,
+                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, block_channels, output,
+                   normalizer);
   }
 };
 

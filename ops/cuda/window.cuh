@@ -17,6 +17,8 @@ namespace sapa_mm {
 
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
 constexpr int kSpreadChannels = 8;           // channels that one thread of spread_kernel sums
+constexpr int64_t kEnoughBlocks = 264;       // two for each multiprocessor of an H100: fewer share their channels out
+constexpr int64_t kLeastChannels = 32;       // of the value, that a block mixes; it has to score or load its taps first
 constexpr int64_t kStagedBytes = 16 * 1024;  // of shared memory that a block fills at a time, if one channel fits
 constexpr int64_t kSharedBytes = 48 * 1024;  // that a block can have without asking
 
@@ -257,6 +259,14 @@ void for_window(int64_t kernel_size, const Launch& launch) {
 template <int K>
 constexpr int positions() {
   return K == 1 || K == 3 ? 4 : K == 5 ? 2 : 1;
+}
+
+// Channels of the value, or of a group of it, that a block of such a launch mixes.
+inline int64_t channels_of_a_block(const Geometry& g, int64_t images, int64_t channels) {
+  const int64_t blocks = g.tiles() * images, most = (channels + kLeastChannels - 1) / kLeastChannels;
+  if (blocks == 0 || most <= 1) return channels;
+  const int64_t wanted = (kEnoughBlocks + blocks - 1) / blocks, parts = wanted < most ? wanted : most;
+  return (channels + parts - 1) / parts;
 }
 
 template <typename acc_t>
