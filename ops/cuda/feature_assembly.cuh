@@ -29,9 +29,7 @@ __global__ void assembly_forward_kernel(View<const scalar_t> feature,  // (N, C,
                               ? static_cast<acc_t>(weights.at(place.n, group * count + t, place.y + p, place.x))
                               : acc_t(0);
     const int64_t first = group * group_channels + part * block_channels;
-    assemble<acc_t, K, P>(feature, g, place, first, channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
-      output.at(place.n, first + c, place.y + p, place.x) = static_cast<scalar_t>(sum);
-    });
+    assemble<acc_t, K, P>(feature, g, place, first, channels, shared, taps, output);
   }
 }
 
@@ -47,9 +45,7 @@ __global__ void assembly_backward_kernel(View<const scalar_t> grad_output,  // (
   for (int64_t group = 0; group < groups; ++group) {
     Taps<acc_t, K, P> taps;
     const int64_t first = group * channels;
-    correlate<acc_t, K, P>(feature, g, place, first, channels, shared, taps, [&](int64_t c, int p) {
-      return static_cast<acc_t>(grad_output.at(place.n, first + c, place.y + p, place.x));
-    });
+    correlate<acc_t, K, P>(feature, g, place, first, channels, shared, taps, grad_output);
 #pragma unroll
     for (int p = 0; p < P; ++p)
 #pragma unroll(K > 0 ? K * K : 1)

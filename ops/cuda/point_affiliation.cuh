@@ -90,18 +90,14 @@ __global__ void affiliation_forward_kernel(View<const scalar_t> query,  // (N, D
   const int64_t left = value.channels - first, channels = left < block_channels ? left : block_channels;
   place.n -= part * query.images;
   Taps<acc_t, K, P> taps;
-  correlate<acc_t, K, P>(key, g, place, 0, key.channels, shared, taps, [&](int64_t c, int p) {
-    return static_cast<acc_t>(query.at(place.n, c, place.y + p, place.x));
-  });
+  correlate<acc_t, K, P>(key, g, place, 0, key.channels, shared, taps, query);
 #pragma unroll
   for (int p = 0; p < P; ++p)
     if (p < place.rows) {
       const acc_t saved = normalize<K>(taps.data[p], g, normalization);
       if (part == 0) normalizer[(place.n * g.H + place.y + p) * g.W + place.x] = saved;
     }
-  assemble<acc_t, K, P>(value, g, place, first, channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
-    output.at(place.n, first + c, place.y + p, place.x) = static_cast<scalar_t>(sum);
-  });
+  assemble<acc_t, K, P>(value, g, place, first, channels, shared, taps, output);
 }
 
 // The gradient of the query and, for spread_kernel, the weights and the gradients of the scores of some images.
@@ -118,13 +114,10 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
   const Place place(g, 1, first_image);
   Taps<acc_t, K, 1> taps, grads;
-  correlate<acc_t, K, 1>(key, g, place, 0, key.channels, shared, taps,
-                         [&](int64_t c, int) { return static_cast<acc_t>(query.at(place.n, c, place.y, place.x)); });
+  correlate<acc_t, K, 1>(key, g, place, 0, key.channels, shared, taps, query);
   // For the gradient of the value alone the weights are enough, and normalize_backward leaves zeros zeros.
   const bool needs_scores = grad_query.data != nullptr || grad_scores.data != nullptr;
-  correlate<acc_t, K, 1>(value, g, place, 0, needs_scores ? value.channels : 0, shared, grads, [&](int64_t c, int) {
-    return static_cast<acc_t>(grad_output.at(place.n, c, place.y, place.x));
-  });
+  correlate<acc_t, K, 1>(value, g, place, 0, needs_scores ? value.channels : 0, shared, grads, grad_output);
   if (place.rows > 0) {
     const acc_t n = normalizer[(place.n * g.H + place.y) * g.W + place.x];
     normalize_backward<K>(taps.data[0], grads.data[0], g, normalization, n);
@@ -134,10 +127,7 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
       if (grad_scores.data != nullptr) grad_scores.at(place.n - first_image, t, place.y, place.x) = grads.data[0][t];
     }
   }
-  if (grad_query.data != nullptr)
-    assemble<acc_t, K, 1>(key, g, place, 0, key.channels, shared, grads, [&](int64_t c, int, acc_t sum) {
-      grad_query.at(place.n, c, place.y, place.x) = static_cast<scalar_t>(sum);
-    });
+  if (grad_query.data != nullptr) assemble<acc_t, K, 1>(key, g, place, 0, key.channels, shared, grads, grad_query);
 }
 
 template <typename scalar_t, typename acc_t, typename Stream>

@@ -85,8 +85,8 @@ struct Place {
   }
 };
 
-// Calls use(channel, window) for every channel of `map`, where window(ky, kx) is the value there, 0 outside the map.
-// All threads of the block take part, whether they have positions or not.
+// Calls use(window) for every channel of `map`, one after the other, where window(ky, kx) is the value there, 0
+// outside. All threads of the block take part, whether they have positions or not.
 template <int K, typename acc_t, typename scalar_t, typename Use>
 __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry& g, const Place& place,
                                  int64_t first_channel, int64_t channels, acc_t* shared, const Use& use) {
@@ -94,7 +94,7 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
   if (K == 0 && g.staged_channels == 0) {
     if (place.rows == 0) return;
     for (int64_t c = 0; c < channels; ++c)
-      use(c, [&](int ky, int kx) -> acc_t {
+      use([&](int ky, int kx) -> acc_t {
         const int64_t y = place.cell_y - radius + ky, x = place.cell_x - radius + kx;
         const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
         return inside ? static_cast<acc_t>(map.at(place.n, first_channel + c, y, x)) : acc_t(0);
@@ -121,7 +121,7 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
     if (place.rows == 0) continue;
     for (int c = 0; c < count; ++c) {
       const acc_t* window = shared + c * halo + corner;
-      use(c0 + c, [&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
+      use([&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
     }
   }
 }
@@ -138,19 +138,27 @@ struct Taps {
   acc_t data[P][K > 0 ? K * K : kMaxKernelSize * kMaxKernelSize];
 };
 
-// to[p][t] = sum over channels of vector(channel, p) * map(channel, t)
-template <typename acc_t, int K, int P, typename scalar_t, typename Vector>
+// A place of a map in a channel. Walks over channels add a stride to it, which takes less than to find it anew.
+template <typename scalar_t>
+__device__ scalar_t* pointer_to(const View<scalar_t>& map, const Place& place, int64_t channel) {
+  return map.data + (place.n * map.n + channel * map.c + place.y * map.y + place.x * map.x);
+}
+
+// to[p][t] = sum over channels of source(channel, p) * map(channel, t)
+template <typename acc_t, int K, int P, typename scalar_t>
 __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const Vector& vector) {
+                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const View<const scalar_t>& source) {
   const int S = side<K>(g);
 #pragma unroll
   for (int p = 0; p < P; ++p)
 #pragma unroll(K > 0 ? K * K : 1)
     for (int t = 0; t < S * S; ++t) to.data[p][t] = acc_t(0);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+  const scalar_t* from = pointer_to(source, place, first_channel);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
     acc_t q[P];
 #pragma unroll
-    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? vector(c, p) : acc_t(0);
+    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? static_cast<acc_t>(from[p * source.y]) : acc_t(0);
+    from += source.c;
 #pragma unroll(K > 0 ? K : 1)
     for (int ky = 0; ky < S; ++ky)
 #pragma unroll(K > 0 ? K : 1)
@@ -162,12 +170,14 @@ __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, co
   });
 }
 
-// store(channel, p, sum over t of weights[p][t] * map(channel, t))
-template <typename acc_t, int K, int P, typename scalar_t, typename Store>
+// target(channel, p) = sum over t of weights[p][t] * map(channel, t)
+template <typename acc_t, int K, int P, typename scalar_t>
 __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights, const Store& store) {
+                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights,
+                         const View<scalar_t>& target) {
   const int S = side<K>(g);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+  scalar_t* to = pointer_to(target, place, first_channel);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
     acc_t sum[P] = {};
 #pragma unroll(K > 0 ? K : 1)
     for (int ky = 0; ky < S; ++ky)
@@ -179,7 +189,8 @@ __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, con
       }
 #pragma unroll
     for (int p = 0; p < P; ++p)
-      if (p < place.rows) store(c, p, sum[p]);
+      if (p < place.rows) to[p * target.y] = static_cast<scalar_t>(sum[p]);
+    to += target.c;
   });
 }
 
