@@ -199,9 +199,40 @@ __device__ inline int start_of(int cell, int64_t size, int cells, int ratio) {
   return ratio > 0 ? cell * ratio : static_cast<int>(first_position(cell, size, cells));
 }
 
+// Two neighbours that are read at once.
+template <typename scalar_t>
+struct alignas(2 * sizeof(scalar_t)) Two {
+  scalar_t first, second;
+};
+
+template <typename scalar_t>
+__device__ Two<scalar_t> two_at(const scalar_t* x) {
+  return *reinterpret_cast<const Two<scalar_t>*>(x);
+}
+
+// Whether every row of a map starts with a pair of neighbours that can be read at once, and ends with one.
+template <typename scalar_t>
+bool has_pairs(const View<const scalar_t>& map) {
+  const bool even = map.width % 2 == 0 && map.n % 2 == 0 && map.c % 2 == 0 && map.y % 2 == 0;
+  return even && map.x == 1 && reinterpret_cast<uintptr_t>(map.data) % sizeof(Two<scalar_t>) == 0;
+}
+
+// Calls add(place, sum) for `count` channels, all of them as a rule: then nothing is asked for each.
+template <typename scalar_t, typename acc_t, typename Add>
+__device__ void add_products(acc_t* sum, int count, const scalar_t* from, int64_t stride, const Add& add) {
+  if (count == kSpreadChannels) {
+#pragma unroll
+    for (int c = 0; c < kSpreadChannels; ++c, from += stride) add(from, sum[c]);
+  } else {
+#pragma unroll
+    for (int c = 0; c < kSpreadChannels; ++c, from += stride)
+      if (c < count) add(from, sum[c]);
+  }
+}
+
 // (n, c .. c + kSpreadChannels, y, x) is one low-resolution position: it collects from the positions whose windows hold
-// it, in one order, so that no atomics are needed and results repeat.
-template <typename scalar_t, typename weight_t, typename acc_t>
+// it, in one order, so that no atomics are needed and results repeat. kPairs: a cell has two columns of positions.
+template <bool kPairs, typename scalar_t, typename weight_t, typename acc_t>
 __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
                               View<const weight_t> weights,  // (images, groups*K*K, H, W)
                               Geometry g, int ratio_y, int ratio_x,  // 0 where not an integer
@@ -234,14 +265,22 @@ __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): wh
       const weight_t* weight_row = weights.data + image * weights.n + tap * weights.c + y_begin * weights.y;
       const scalar_t* source_row = source.data + (first_image + image) * source.n + first * source.c;
       source_row += y_begin * source.y;
-      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y)
-        for (int px = x_begin; px < x_begin + columns; ++px) {
-          const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
-          const scalar_t* from = source_row + px * source.x;
-#pragma unroll
-          for (int c = 0; c < kSpreadChannels; ++c, from += source.c)
-            if (c < count) sum[c] += weight * static_cast<acc_t>(*from);
+      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y) {
+        if constexpr (kPairs) {
+          const Two<weight_t> weight = two_at(weight_row + x_begin);
+          add_products(sum, count, source_row + x_begin, source.c, [&](const scalar_t* from, acc_t& to) {
+            const Two<scalar_t> there = two_at(from);
+            to += static_cast<acc_t>(weight.first) * static_cast<acc_t>(there.first);
+            to += static_cast<acc_t>(weight.second) * static_cast<acc_t>(there.second);
+          });
+        } else {
+          for (int px = x_begin; px < x_begin + columns; ++px) {
+            const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
+            add_products(sum, count, source_row + px * source.x, source.c,
+                         [&](const scalar_t* from, acc_t& to) { to += weight * static_cast<acc_t>(*from); });
+          }
         }
+      }
     }
   }
 #pragma unroll
@@ -293,8 +332,15 @@ void spread(const View<const scalar_t>& source, const View<const weight_t>& weig
   const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
   if (threads == 0) return;
   const auto ratio = [](int64_t size, int64_t cells) { return size % cells == 0 ? static_cast<int>(size / cells) : 0; };
-  SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), (threads + kThreads - 1) / kThreads, 0, stream, source,
-                 weights, g, ratio(g.H, g.h), ratio(g.W, g.w), groups, first_image, grad);
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  const int ratio_y = ratio(g.H, g.h), ratio_x = ratio(g.W, g.w);
+  if (ratio_x == 2 && has_pairs(source) && has_pairs(weights)) {
+    SAPA_MM_LAUNCH((spread_kernel<true, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
+                   ratio_x, groups, first_image, grad);
+  } else {
+    SAPA_MM_LAUNCH((spread_kernel<false, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
+                   ratio_x, groups, first_image, grad);
+  }
 }
 
 }  // namespace sapa_mm
