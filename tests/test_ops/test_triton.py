@@ -134,10 +134,7 @@ KERNELS = dict(
             {**WINDOW, 'BLOCK_C': 32, 'NEEDS_QUERY': True, 'NEEDS_SCORES': True, 'num_warps': 8},
             {**MAPS, **SAVED},
         ),
-        gather_kernel=(
-            {**WINDOW, 'BLOCK_C': 64, 'NEEDS_KEY': True, 'NEEDS_VALUE': True, 'ROWS': 4},
-            {**MAPS, **SAVED},
-        ),
+        gather_kernel=({**WINDOW, 'NEEDS_KEY': True, 'NEEDS_VALUE': True}, {**MAPS, **SAVED}),
     ),
     norm_projection=dict(
         forward_kernel=(NORM_SIZES, NORM_MAPS),
@@ -156,6 +153,9 @@ def test_compiles_to_tensor_cores_without_spills(module, name, capability, tmp_p
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     kernels = pytest.importorskip(f'sapa_mm.ops.triton.{module}')
     constants, pointers = KERNELS[module][name]
+    if name == 'gather_kernel':
+        channels, rows, warps = kernels.GATHERED if capability >= 90 else kernels.GATHERED_BEFORE_SM_90
+        constants = {**constants, 'BLOCK_C': channels, 'ROWS': rows, 'num_warps': warps}
     kernel = compiled(getattr(kernels, name), constants, capability, pointers, floats=('eps',))
     assert re.search(r'wgmma\.mma_async|mma\.sync', kernel.asm['ptx'])
     registers, stack = resources(kernel.asm['cubin'], tmp_path)

@@ -21,8 +21,9 @@ from .launching import block, dense, empty_following, on_device_of
 from .tiles import add_product, all_finite, load_tile, positive, positive_slope, reaches, store_tile
 
 CHANNELS = 32  # at a time
-GATHERED_CHANNELS = 64  # of the value, for one program that gathers
-GATHERED_TILE = dict(ROWS=4, COLUMNS=POSITIONS)  # of positions; more would not leave all sums in registers
+#: Of a program that gathers: channels of the value, rows of a tile of positions, warps. The larger takes half of the
+#: instructions, and its sums leave the registers before sm_90.
+GATHERED, GATHERED_BEFORE_SM_90 = (128, POSITIONS, 8), (64, 4, 4)
 #: Programs that keep a large GPU busy; with fewer tiles the channels of the value are split.
 ENOUGH_PROGRAMS = 512
 _EPS = tl.constexpr(EPS)
@@ -351,9 +352,9 @@ def forward(query, key, value, kernel_size, normalization):
     block_c = block(C, CHANNELS)
     tiles = N * triton.cdiv(H, options['ROWS']) * triton.cdiv(W, options['COLUMNS'])
     parts = max(1, min(triton.cdiv(C, block_c), ENOUGH_PROGRAMS // tiles))
-    channels_each = triton.cdiv(triton.cdiv(C, parts), block_c) * block_c
+    channels_each = triton.cdiv(triton.cdiv(max(C, 1), parts), block_c) * block_c
     with on_device_of(query):
-        forward_kernel[(tiles, triton.cdiv(C, channels_each))](
+        forward_kernel[(tiles, triton.cdiv(max(C, 1), channels_each))](
             query, key, value, output, normalizer, D, C, H, W, h, w, channels_each,
             *query.stride(), *key.stride(), *value.stride(), *output.stride(),
             **options, BLOCK_C=block_c, num_warps=8,
@@ -383,8 +384,11 @@ def backward(grad, query, key, value, normalizer, kernel_size, normalization, ne
             num_warps=8,
         )  # fmt: skip
         if needs_key or needs_value:
-            block_c = block(C, GATHERED_CHANNELS)
-            parts, dims = triton.cdiv(C, block_c), triton.cdiv(D, options['BLOCK_D']) if needs_key else 1
+            large = not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (9, 0)
+            most_channels, gathered_rows, warps = GATHERED if large else GATHERED_BEFORE_SM_90
+            options.update(ROWS=gathered_rows, COLUMNS=POSITIONS)
+            block_c = block(C, most_channels)
+            parts, dims = triton.cdiv(max(C, 1), block_c), triton.cdiv(D, options['BLOCK_D']) if needs_key else 1
             # With several parts they are summed in float32, in one order.
             grad_key = grads[1][None] if parts == 1 else grads[1].new_empty(parts, *key.shape, dtype=torch.float32)
             if not needs_key:
@@ -393,7 +397,7 @@ def backward(grad, query, key, value, normalizer, kernel_size, normalization, ne
             gather_kernel[(N * triton.cdiv(h, CELLS) * triton.cdiv(w, CELLS), parts, dims)](
                 grad, query, key, value, normalizer, scale, mean, grad_key, grad_value, D, C, H, W, h, w,
                 *strides, *grad_key.stride(), *grad_value.stride(),
-                **{**options, **GATHERED_TILE}, BLOCK_C=block_c, NEEDS_KEY=needs_key, NEEDS_VALUE=needs_value,
+                **options, BLOCK_C=block_c, NEEDS_KEY=needs_key, NEEDS_VALUE=needs_value, num_warps=warps,
             )  # fmt: skip
             if needs_key and parts > 1:
                 grads[1].copy_(grad_key.sum(0))
