@@ -10,11 +10,15 @@ template <typename scalar_t, typename acc_t, int K, int P>
 __global__ void assembly_forward_kernel(View<const scalar_t> feature,  // (N, C, h, w)
                                         View<const scalar_t> weights,  // (N, groups*K*K, H, W)
                                         Geometry g, int64_t groups,
+                                        int64_t block_channels,   // of each group, for each block
                                         View<scalar_t> output) {  // (N, C, H, W)
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
-  const Place place(g, P, 0);
+  Place place(g, P, 0);
+  // The images come once more for each part of the channels of a group.
+  const int64_t part = place.n / weights.images, group_channels = feature.channels / groups;
+  const int64_t left = group_channels - part * block_channels, channels = left < block_channels ? left : block_channels;
+  place.n -= part * weights.images;
   const int count = side<K>(g) * side<K>(g);
-  const int64_t channels = feature.channels / groups;
   for (int64_t group = 0; group < groups; ++group) {
     Taps<acc_t, K, P> taps;
 #pragma unroll
@@ -24,10 +28,8 @@ __global__ void assembly_forward_kernel(View<const scalar_t> feature,  // (N, C,
         taps.data[p][t] = p < place.rows
                               ? static_cast<acc_t>(weights.at(place.n, group * count + t, place.y + p, place.x))
                               : acc_t(0);
-    const int64_t first = group * channels;
-    assemble<acc_t, K, P>(feature, g, place, first, channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
-      output.at(place.n, first + c, place.y + p, place.x) = static_cast<scalar_t>(sum);
-    });
+    const int64_t first = group * group_channels + part * block_channels;
+    assemble<acc_t, K, P>(feature, g, place, first, channels, shared, taps, output);
   }
 }
 
@@ -43,9 +45,7 @@ __global__ void assembly_backward_kernel(View<const scalar_t> grad_output,  // (
   for (int64_t group = 0; group < groups; ++group) {
     Taps<acc_t, K, P> taps;
     const int64_t first = group * channels;
-    correlate<acc_t, K, P>(feature, g, place, first, channels, shared, taps, [&](int64_t c, int p) {
-      return static_cast<acc_t>(grad_output.at(place.n, first + c, place.y + p, place.x));
-    });
+    correlate<acc_t, K, P>(feature, g, place, first, channels, shared, taps, grad_output);
 #pragma unroll
     for (int p = 0; p < P; ++p)
 #pragma unroll(K > 0 ? K * K : 1)
@@ -71,8 +71,11 @@ struct AssemblyForward {
     const Geometry g =
         make_geometry<acc_t, P>(weights.height, weights.width, feature.height, feature.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
-    SAPA_MM_LAUNCH((assembly_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * weights.images, shared_bytes<acc_t>(g),
-                   stream, feature, weights, g, groups, output);
+    const int64_t channels = feature.channels / groups;
+    const int64_t block_channels = channels_of_a_block(g, weights.images, channels);
+    const int64_t parts = channels > 0 ? (channels + block_channels - 1) / block_channels : 1;
+    SAPA_MM_LAUNCH((assembly_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * weights.images * parts,
+                   shared_bytes<acc_t>(g), stream, feature, weights, g, groups, block_channels, output);
   }
 };
 

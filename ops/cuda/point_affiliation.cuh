@@ -80,21 +80,24 @@ __global__ void affiliation_forward_kernel(View<const scalar_t> query,  // (N, D
                                            View<const scalar_t> key,    // (N, D, h, w)
                                            View<const scalar_t> value,  // (N, C, h, w)
                                            Geometry g, Normalization normalization,
-                                           View<scalar_t> output,  // (N, C, H, W)
-                                           acc_t* normalizer) {    // (N, H, W)
+                                           int64_t block_channels,  // of the value, for each block
+                                           View<scalar_t> output,   // (N, C, H, W)
+                                           acc_t* normalizer) {     // (N, H, W)
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
-  const Place place(g, P, 0);
+  Place place(g, P, 0);
+  // The images come once more for each part of the channels.
+  const int64_t part = place.n / query.images, first = part * block_channels;
+  const int64_t left = value.channels - first, channels = left < block_channels ? left : block_channels;
+  place.n -= part * query.images;
   Taps<acc_t, K, P> taps;
-  correlate<acc_t, K, P>(key, g, place, 0, key.channels, shared, taps, [&](int64_t c, int p) {
-    return static_cast<acc_t>(query.at(place.n, c, place.y + p, place.x));
-  });
+  correlate<acc_t, K, P>(key, g, place, 0, key.channels, shared, taps, query);
 #pragma unroll
   for (int p = 0; p < P; ++p)
-    if (p < place.rows)
-      normalizer[(place.n * g.H + place.y + p) * g.W + place.x] = normalize<K>(taps.data[p], g, normalization);
-  assemble<acc_t, K, P>(value, g, place, 0, value.channels, shared, taps, [&](int64_t c, int p, acc_t sum) {
-    output.at(place.n, c, place.y + p, place.x) = static_cast<scalar_t>(sum);
-  });
+    if (p < place.rows) {
+      const acc_t saved = normalize<K>(taps.data[p], g, normalization);
+      if (part == 0) normalizer[(place.n * g.H + place.y + p) * g.W + place.x] = saved;
+    }
+  assemble<acc_t, K, P>(value, g, place, first, channels, shared, taps, output);
 }
 
 // The gradient of the query and, for spread_kernel, the weights and the gradients of the scores of some images.
@@ -111,13 +114,10 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
   const Place place(g, 1, first_image);
   Taps<acc_t, K, 1> taps, grads;
-  correlate<acc_t, K, 1>(key, g, place, 0, key.channels, shared, taps,
-                         [&](int64_t c, int) { return static_cast<acc_t>(query.at(place.n, c, place.y, place.x)); });
+  correlate<acc_t, K, 1>(key, g, place, 0, key.channels, shared, taps, query);
   // For the gradient of the value alone the weights are enough, and normalize_backward leaves zeros zeros.
   const bool needs_scores = grad_query.data != nullptr || grad_scores.data != nullptr;
-  correlate<acc_t, K, 1>(value, g, place, 0, needs_scores ? value.channels : 0, shared, grads, [&](int64_t c, int) {
-    return static_cast<acc_t>(grad_output.at(place.n, c, place.y, place.x));
-  });
+  correlate<acc_t, K, 1>(value, g, place, 0, needs_scores ? value.channels : 0, shared, grads, grad_output);
   if (place.rows > 0) {
     const acc_t n = normalizer[(place.n * g.H + place.y) * g.W + place.x];
     normalize_backward<K>(taps.data[0], grads.data[0], g, normalization, n);
@@ -127,10 +127,7 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
       if (grad_scores.data != nullptr) grad_scores.at(place.n - first_image, t, place.y, place.x) = grads.data[0][t];
     }
   }
-  if (grad_query.data != nullptr)
-    assemble<acc_t, K, 1>(key, g, place, 0, key.channels, shared, grads, [&](int64_t c, int, acc_t sum) {
-      grad_query.at(place.n, c, place.y, place.x) = static_cast<scalar_t>(sum);
-    });
+  if (grad_query.data != nullptr) assemble<acc_t, K, 1>(key, g, place, 0, key.channels, shared, grads, grad_query);
 }
 
 template <typename scalar_t, typename acc_t, typename Stream>
@@ -150,8 +147,11 @@ struct AffiliationForward {
     constexpr int P = positions<K>();
     const Geometry g = make_geometry<acc_t, P>(query.height, query.width, key.height, key.width, kernel_size, border);
     if (K > 0 && g.staged_channels == 0) return run<0>();
-    SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * query.images,
-                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, output, normalizer);
+    const int64_t block_channels = channels_of_a_block(g, query.images, value.channels);
+    const int64_t parts = value.channels > 0 ? (value.channels + block_channels - 1) / block_channels : 1;
+    SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, P>), g.tiles() * query.images * parts,
+                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, block_channels, output,
+                   normalizer);
   }
 };
 

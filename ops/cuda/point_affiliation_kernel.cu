@@ -12,11 +12,18 @@
 namespace sapa_mm {
 namespace {
 
-// Images whose weights and gradients of scores are kept at a time: 4 % of the gradient's memory, one image at least.
+// Images whose weights and gradients of scores are kept at a time: 4 % of the gradient's memory, and at least so many
+// that two waves of blocks run. A multiprocessor holds two blocks of the kernel for K = 5, which then keeps 27 MB on
+// 132 of them.
 int64_t images_at_a_time(const at::Tensor& grad_output, int64_t bytes_per_position) {
-  const int64_t images = grad_output.numel() * grad_output.element_size() / 25 /
-                         (bytes_per_position * grad_output.size(2) * grad_output.size(3));
-  return std::clamp<int64_t>(images, 1, grad_output.size(0));
+  int device = 0, multiprocessors = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const int64_t positions = grad_output.size(2) * grad_output.size(3);
+  const int64_t by_memory = grad_output.numel() * grad_output.element_size() / 25 / (bytes_per_position * positions);
+  const int64_t blocks = (positions + kThreads - 1) / kThreads;
+  const int64_t by_waves = (4 * multiprocessors + blocks - 1) / blocks;
+  return std::clamp<int64_t>(std::max(by_memory, by_waves), 1, grad_output.size(0));
 }
 
 struct PointAffiliationCuda {

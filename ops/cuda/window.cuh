@@ -6,8 +6,8 @@
 // all of them. The low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few
 // channels at a time. Where the halo is too large (an output much narrower than the map), threads read the map itself.
 //
-// Kernels are compiled for the windows that are used, K = 3, 5 and 7, with all loops over taps unrolled, and once more
-// (K = 0) for any window, any halo and float64, with the taps in local memory.
+// Kernels are compiled for the windows that are used, K = 1, 3, 5 and 7, with all loops over taps unrolled, and once
+// more (K = 0) for any window, any halo and float64, with the taps in local memory.
 #pragma once
 
 #include "../window.h"
@@ -17,6 +17,8 @@ namespace sapa_mm {
 
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
 constexpr int kSpreadChannels = 8;           // channels that one thread of spread_kernel sums
+constexpr int64_t kEnoughBlocks = 264;       // two for each multiprocessor of an H100: fewer share their channels out
+constexpr int64_t kLeastChannels = 32;       // of the value, that a block mixes; it has to score or load its taps first
 constexpr int64_t kStagedBytes = 16 * 1024;  // of shared memory that a block fills at a time, if one channel fits
 constexpr int64_t kSharedBytes = 48 * 1024;  // that a block can have without asking
 
@@ -27,6 +29,7 @@ struct Geometry {
   int kernel_size;
   int halo_height, halo_width;  // largest of all tiles
   int staged_channels;          // channels in shared memory at a time; 0: none, threads read the map itself
+  int lanes;                    // threads that fill one channel; the others of the block fill the next ones
   Border border;
 
   SAPA_MM_HOST_DEVICE CellAxis rows() const { return {H, h, kernel_size / 2, border}; }
@@ -38,7 +41,7 @@ struct Geometry {
 
 template <typename acc_t, int P>
 Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size, Border border) {
-  Geometry g{H, W, h, w, 1, kernel_size, 0, 0, 0, border};
+  Geometry g{H, W, h, w, 1, kernel_size, 0, 0, 0, kThreads, border};
   g.row_chunks = (g.rows().max_count() + P - 1) / P;
   int64_t cells_y = 0, cells_x = 0;
   for (int64_t row = 0; row < h * g.row_chunks; row += kTileHeight) {
@@ -57,6 +60,7 @@ Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_si
   g.halo_height = static_cast<int>(height);
   g.halo_width = static_cast<int>(width);
   g.staged_channels = bytes > kStagedBytes ? 1 : static_cast<int>(kStagedBytes / bytes);
+  while (g.lanes > 32 && g.lanes / 2 >= height * width) g.lanes /= 2;
   return g;
 }
 
@@ -85,8 +89,8 @@ struct Place {
   }
 };
 
-// Calls use(channel, window) for every channel of `map`, where window(ky, kx) is the value there, 0 outside the map.
-// All threads of the block take part, whether they have positions or not.
+// Calls use(window) for every channel of `map`, one after the other, where window(ky, kx) is the value there, 0
+// outside. All threads of the block take part, whether they have positions or not.
 template <int K, typename acc_t, typename scalar_t, typename Use>
 __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry& g, const Place& place,
                                  int64_t first_channel, int64_t channels, acc_t* shared, const Use& use) {
@@ -94,29 +98,34 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
   if (K == 0 && g.staged_channels == 0) {
     if (place.rows == 0) return;
     for (int64_t c = 0; c < channels; ++c)
-      use(c, [&](int ky, int kx) -> acc_t {
+      use([&](int ky, int kx) -> acc_t {
         const int64_t y = place.cell_y - radius + ky, x = place.cell_x - radius + kx;
         const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
         return inside ? static_cast<acc_t>(map.at(place.n, first_channel + c, y, x)) : acc_t(0);
       });
     return;
   }
-  const int halo = g.halo_height * g.halo_width;
+  const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
+  const int first = thread / g.lanes, step = kThreads / g.lanes;
   const int corner = static_cast<int>(place.cell_y - radius - place.halo_y) * g.halo_width +
                      static_cast<int>(place.cell_x - radius - place.halo_x);
   for (int64_t c0 = 0; c0 < channels; c0 += g.staged_channels) {
     const int count = channels - c0 < g.staged_channels ? static_cast<int>(channels - c0) : g.staged_channels;
     __syncthreads();  // all have used the channels before
-    for (int i = threadIdx.x; i < count * halo; i += kThreads) {
-      const int64_t y = place.halo_y + i % halo / g.halo_width, x = place.halo_x + i % halo % g.halo_width;
+    // A thread fills one place of the halo for many channels: where it is, is found once.
+    for (int i = thread % g.lanes; i < halo; i += g.lanes) {
+      const int64_t y = place.halo_y + i / g.halo_width, x = place.halo_x + i % g.halo_width;
       const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
-      shared[i] = inside ? static_cast<acc_t>(map.at(place.n, first_channel + c0 + i / halo, y, x)) : acc_t(0);
+      const scalar_t* from =
+          map.data + (place.n * map.n + (first_channel + c0 + first) * map.c + y * map.y + x * map.x);
+      for (int c = first; c < count; c += step, from += step * map.c)
+        shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);
     }
     __syncthreads();
     if (place.rows == 0) continue;
     for (int c = 0; c < count; ++c) {
       const acc_t* window = shared + c * halo + corner;
-      use(c0 + c, [&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
+      use([&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
     }
   }
 }
@@ -133,19 +142,27 @@ struct Taps {
   acc_t data[P][K > 0 ? K * K : kMaxKernelSize * kMaxKernelSize];
 };
 
-// to[p][t] = sum over channels of vector(channel, p) * map(channel, t)
-template <typename acc_t, int K, int P, typename scalar_t, typename Vector>
+// A place of a map in a channel. Walks over channels add a stride to it, which takes less than to find it anew.
+template <typename scalar_t>
+__device__ scalar_t* pointer_to(const View<scalar_t>& map, const Place& place, int64_t channel) {
+  return map.data + (place.n * map.n + channel * map.c + place.y * map.y + place.x * map.x);
+}
+
+// to[p][t] = sum over channels of source(channel, p) * map(channel, t)
+template <typename acc_t, int K, int P, typename scalar_t>
 __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const Vector& vector) {
+                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const View<const scalar_t>& source) {
   const int S = side<K>(g);
 #pragma unroll
   for (int p = 0; p < P; ++p)
 #pragma unroll(K > 0 ? K * K : 1)
     for (int t = 0; t < S * S; ++t) to.data[p][t] = acc_t(0);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+  const scalar_t* from = pointer_to(source, place, first_channel);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
     acc_t q[P];
 #pragma unroll
-    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? vector(c, p) : acc_t(0);
+    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? static_cast<acc_t>(from[p * source.y]) : acc_t(0);
+    from += source.c;
 #pragma unroll(K > 0 ? K : 1)
     for (int ky = 0; ky < S; ++ky)
 #pragma unroll(K > 0 ? K : 1)
@@ -157,12 +174,14 @@ __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, co
   });
 }
 
-// store(channel, p, sum over t of weights[p][t] * map(channel, t))
-template <typename acc_t, int K, int P, typename scalar_t, typename Store>
+// target(channel, p) = sum over t of weights[p][t] * map(channel, t)
+template <typename acc_t, int K, int P, typename scalar_t>
 __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights, const Store& store) {
+                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights,
+                         const View<scalar_t>& target) {
   const int S = side<K>(g);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](int64_t c, const auto& window) {
+  scalar_t* to = pointer_to(target, place, first_channel);
+  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
     acc_t sum[P] = {};
 #pragma unroll(K > 0 ? K : 1)
     for (int ky = 0; ky < S; ++ky)
@@ -174,44 +193,99 @@ __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, con
       }
 #pragma unroll
     for (int p = 0; p < P; ++p)
-      if (p < place.rows) store(c, p, sum[p]);
+      if (p < place.rows) to[p * target.y] = static_cast<scalar_t>(sum[p]);
+    to += target.c;
   });
 }
 
+// First position of a cell, and for cell == cells the end of the axis.
+__device__ inline int start_of(int cell, const CellAxis& axis, int ratio) {
+  return ratio > 0 ? cell * ratio : static_cast<int>(axis.first_position(cell));
+}
+
+// Two neighbours that are read at once.
+template <typename scalar_t>
+struct alignas(2 * sizeof(scalar_t)) Two {
+  scalar_t first, second;
+};
+
+template <typename scalar_t>
+__device__ Two<scalar_t> two_at(const scalar_t* x) {
+  return *reinterpret_cast<const Two<scalar_t>*>(x);
+}
+
+// Whether every row of a map starts with a pair of neighbours that can be read at once, and ends with one.
+template <typename scalar_t>
+bool has_pairs(const View<const scalar_t>& map) {
+  const bool even = map.width % 2 == 0 && map.n % 2 == 0 && map.c % 2 == 0 && map.y % 2 == 0;
+  return even && map.x == 1 && reinterpret_cast<uintptr_t>(map.data) % sizeof(Two<scalar_t>) == 0;
+}
+
+// Calls add(place, sum) for `count` channels, all of them as a rule: then nothing is asked for each.
+template <typename scalar_t, typename acc_t, typename Add>
+__device__ void add_products(acc_t* sum, int count, const scalar_t* from, int64_t stride, const Add& add) {
+  if (count == kSpreadChannels) {
+#pragma unroll
+    for (int c = 0; c < kSpreadChannels; ++c, from += stride) add(from, sum[c]);
+  } else {
+#pragma unroll
+    for (int c = 0; c < kSpreadChannels; ++c, from += stride)
+      if (c < count) add(from, sum[c]);
+  }
+}
+
 // (n, c .. c + kSpreadChannels, y, x) is one low-resolution position: it collects from the positions whose windows hold
-// it, in one order, so that no atomics are needed and results repeat.
-template <typename scalar_t, typename weight_t, typename acc_t>
+// it, in one order, so that no atomics are needed and results repeat. kPairs: a cell has two columns of positions.
+template <bool kPairs, typename scalar_t, typename weight_t, typename acc_t>
 __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
                               View<const weight_t> weights,  // (images, groups*K*K, H, W)
-                              Geometry g, int64_t groups, int64_t first_image,
+                              Geometry g, int ratio_y, int ratio_x,  // 0 where not an integer, or with borders
+                              int64_t groups, int64_t first_image,
                               View<scalar_t> grad) {  // (N, C, h, w)
   const int64_t per_group = grad.channels / groups;
   const int64_t blocks_per_group = (per_group + kSpreadChannels - 1) / kSpreadChannels;
-  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t x = index % g.w, y = index / g.w % g.h;
-  const int64_t channel_block = index / g.w / g.h % (groups * blocks_per_group);
-  const int64_t image = index / g.w / g.h / (groups * blocks_per_group);
+  // Divisions of 64 bits take as long as dozens of products: one for each thread, and none for each cell where the
+  // ratio is an integer.
+  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, rest = index / (g.h * g.w);
+  const int h = static_cast<int>(g.h), w = static_cast<int>(g.w), position = static_cast<int>(index - rest * g.h * g.w);
+  const int x = position % w, y = position / w;
+  const uint32_t channel_blocks = static_cast<uint32_t>(groups * blocks_per_group);
+  const uint32_t image = static_cast<uint32_t>(rest) / channel_blocks;
+  const uint32_t channel_block = static_cast<uint32_t>(rest) % channel_blocks;
   if (image >= weights.images) return;
-  const int64_t group = channel_block / blocks_per_group;
-  const int64_t first = group * per_group + channel_block % blocks_per_group * kSpreadChannels;
+  const int64_t group = channel_block / static_cast<uint32_t>(blocks_per_group);
+  const int64_t first =
+      group * per_group + channel_block % static_cast<uint32_t>(blocks_per_group) * int64_t{kSpreadChannels};
   const int64_t left = (group + 1) * per_group - first;
   const int count = left < kSpreadChannels ? static_cast<int>(left) : kSpreadChannels;
   const int K = g.kernel_size, radius = K / 2;
+  const int bottom = y + radius < h ? y + radius : h - 1, right = x + radius < w ? x + radius : w - 1;
   acc_t sum[kSpreadChannels] = {};
-  for (int64_t cell_y = y - radius; cell_y <= y + radius; ++cell_y) {
-    if (cell_y < 0 || cell_y >= g.h) continue;
-    const int64_t y_end = g.rows().first_position(cell_y + 1);
-    for (int64_t cell_x = x - radius; cell_x <= x + radius; ++cell_x) {
-      if (cell_x < 0 || cell_x >= g.w) continue;
-      const int64_t x_end = g.columns().first_position(cell_x + 1);
-      const int64_t tap = group * K * K + (y - cell_y + radius) * K + (x - cell_x + radius);
-      for (int64_t py = g.rows().first_position(cell_y); py < y_end; ++py)
-        for (int64_t px = g.columns().first_position(cell_x); px < x_end; ++px) {
-          const acc_t weight = static_cast<acc_t>(weights.at(image, tap, py, px));
-#pragma unroll
-          for (int c = 0; c < kSpreadChannels; ++c)
-            if (c < count) sum[c] += weight * static_cast<acc_t>(source.at(first_image + image, first + c, py, px));
+  for (int cell_y = y < radius ? 0 : y - radius; cell_y <= bottom; ++cell_y) {
+    const int y_begin = start_of(cell_y, g.rows(), ratio_y), rows = start_of(cell_y + 1, g.rows(), ratio_y) - y_begin;
+    for (int cell_x = x < radius ? 0 : x - radius; cell_x <= right; ++cell_x) {
+      const int x_begin = start_of(cell_x, g.columns(), ratio_x),
+                columns = start_of(cell_x + 1, g.columns(), ratio_x) - x_begin;
+      const int64_t tap = (group * K + (y - cell_y + radius)) * K + (x - cell_x + radius);
+      const weight_t* weight_row = weights.data + image * weights.n + tap * weights.c + y_begin * weights.y;
+      const scalar_t* source_row = source.data + (first_image + image) * source.n + first * source.c;
+      source_row += y_begin * source.y;
+      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y) {
+        if constexpr (kPairs) {
+          const Two<weight_t> weight = two_at(weight_row + x_begin);
+          add_products(sum, count, source_row + x_begin, source.c, [&](const scalar_t* from, acc_t& to) {
+            const Two<scalar_t> there = two_at(from);
+            to += static_cast<acc_t>(weight.first) * static_cast<acc_t>(there.first);
+            to += static_cast<acc_t>(weight.second) * static_cast<acc_t>(there.second);
+          });
+        } else {
+          for (int px = x_begin; px < x_begin + columns; ++px) {
+            const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
+            add_products(sum, count, source_row + px * source.x, source.c,
+                         [&](const scalar_t* from, acc_t& to) { to += weight * static_cast<acc_t>(*from); });
+          }
         }
+      }
     }
   }
 #pragma unroll
@@ -223,6 +297,8 @@ __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): wh
 template <typename Launch>
 void for_window(int64_t kernel_size, const Launch& launch) {
   switch (kernel_size) {
+    case 1:
+      return launch.template run<1>();
     case 3:
       return launch.template run<3>();
     case 5:
@@ -237,7 +313,15 @@ void for_window(int64_t kernel_size, const Launch& launch) {
 // Positions of a thread: as many as leave the taps in registers.
 template <int K>
 constexpr int positions() {
-  return K == 3 ? 4 : K == 5 ? 2 : 1;
+  return K == 1 || K == 3 ? 4 : K == 5 ? 2 : 1;
+}
+
+// Channels of the value, or of a group of it, that a block of such a launch mixes.
+inline int64_t channels_of_a_block(const Geometry& g, int64_t images, int64_t channels) {
+  const int64_t blocks = g.tiles() * images, most = (channels + kLeastChannels - 1) / kLeastChannels;
+  if (blocks == 0 || most <= 1) return channels;
+  const int64_t wanted = (kEnoughBlocks + blocks - 1) / blocks, parts = wanted < most ? wanted : most;
+  return (channels + parts - 1) / parts;
 }
 
 template <typename acc_t>
@@ -248,12 +332,23 @@ int64_t shared_bytes(const Geometry& g) {
 template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
 void spread(const View<const scalar_t>& source, const View<const weight_t>& weights, int64_t kernel_size,
             int64_t groups, Border border, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
-  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0, border};
+  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0,
+             kThreads,      border};
   const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
   const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
   if (threads == 0) return;
-  SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), (threads + kThreads - 1) / kThreads, 0, stream, source,
-                 weights, g, groups, first_image, grad);
+  const auto ratio = [border](int64_t size, int64_t cells) {
+    return border == Border::kZero && size % cells == 0 ? static_cast<int>(size / cells) : 0;
+  };
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  const int ratio_y = ratio(g.H, g.h), ratio_x = ratio(g.W, g.w);
+  if (ratio_x == 2 && has_pairs(source) && has_pairs(weights)) {
+    SAPA_MM_LAUNCH((spread_kernel<true, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
+                   ratio_x, groups, first_image, grad);
+  } else {
+    SAPA_MM_LAUNCH((spread_kernel<false, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
+                   ratio_x, groups, first_image, grad);
+  }
 }
 
 }  // namespace sapa_mm

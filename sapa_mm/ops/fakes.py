@@ -19,42 +19,55 @@ def sums_like(x, *shape):
     return empty_like(x, shape, accumulation_dtype(x.dtype))
 
 
-@register_fake('point_affiliation')
-def _(query, key, value, kernel_size, normalization, border):
+def point_affiliation(query, key, value, kernel_size, normalization, border):
     output = empty_like(value, (*value.shape[:2], *query.shape[2:]), layout=memory_format(value))
     return output, sums_like(query, query.shape[0], *query.shape[2:])
 
 
-@register_fake('feature_assembly')
-def _(feature, kernels, kernel_size, groups, border):
+def feature_assembly(feature, kernels, kernel_size, groups, border):
     return empty_like(feature, (*feature.shape[:2], *kernels.shape[2:]), layout=memory_format(feature))
 
 
-@register_fake('deformable_scores')
-def _(query, key, offset, groups):
+def deformable_scores(query, key, offset, groups):
     return sums_like(query, offset.shape[0], offset.shape[1] // 2, *offset.shape[2:])
 
 
-@register_fake('deformable_assembly')
-def _(feature, kernels, offset, groups):
+def deformable_assembly(feature, kernels, offset, groups):
     return empty_like(feature, (*feature.shape[:2], *offset.shape[2:]), layout=memory_format(feature))
 
 
-@register_fake('channel_norm')
-def _(x, weight, bias, eps):
+def channel_norm(x, weight, bias, eps):
     return empty_like(x, x.shape), *moments(x)
 
 
-@register_fake('norm_projection')
-def _(x, matrix, shift, eps):
+def norm_projection(x, matrix, shift, eps):
     return empty_like(x, (x.shape[0], matrix.shape[0], *x.shape[2:])), *moments(x)
+
+
+def triton_norm_projection(x, matrix, shift, eps):
+    output = empty_like(x, (x.shape[0], matrix.shape[0], *x.shape[2:]), layout=memory_format(x))
+    return output, *moments(x)
 
 
 def moments(x):
     return tuple(sums_like(x, x.shape[0], *x.shape[2:]) for _ in range(2))
 
 
-def register_gradients(name, layout_of):
+FAKES = dict(
+    point_affiliation=point_affiliation,
+    feature_assembly=feature_assembly,
+    deformable_scores=deformable_scores,
+    deformable_assembly=deformable_assembly,
+    channel_norm=channel_norm,
+    norm_projection=norm_projection,
+    triton_point_affiliation=point_affiliation,
+    triton_norm_projection=triton_norm_projection,
+)
+
+
+def register_fakes(name):
+    """Of an operator and of its backward."""
+    register_fake(name)(FAKES[name])
     tensors = count_tensors(name)
 
     @register_fake(f'_{name}_backward')
@@ -64,12 +77,7 @@ def register_gradients(name, layout_of):
         def gradient(x, needed):
             if x is None or not needed:
                 return empty_like(inputs[0] if x is None else x, (0,))
-            return empty_like(x, x.shape, layout=layout_of(x))
+            follows = x.dim() == 4 and name not in ('channel_norm', 'norm_projection')
+            return empty_like(x, x.shape, layout=memory_format(x) if follows else torch.contiguous_format)
 
         return tuple(map(gradient, inputs, needs_grad))
-
-
-for _name in ('point_affiliation', 'feature_assembly', 'deformable_scores', 'deformable_assembly'):
-    register_gradients(_name, memory_format)
-for _name in ('channel_norm', 'norm_projection'):
-    register_gradients(_name, lambda x: torch.contiguous_format)

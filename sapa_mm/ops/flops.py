@@ -15,7 +15,7 @@ from math import prod
 
 import torch
 
-from .library import is_loaded
+from . import library  # noqa: F401  # loads the operators
 
 #: Products of a bilinear sample, per channel.
 TAPS = 4
@@ -95,13 +95,22 @@ MACS: dict[str, Callable[..., int]] = {
 }
 
 
+def _registered():
+    """Names of the operators that are there, compiled or Triton's, and their formulas."""
+    for name, macs in MACS.items():
+        for prefix in ('', 'triton_'):
+            full = f'_{prefix}{name[1:]}' if name.startswith('_') else prefix + name
+            if hasattr(torch.ops.sapa_mm, full):
+                yield full, macs
+
+
 def register_with_torch() -> None:
     """Let ``torch.utils.flop_counter.FlopCounterMode`` see the compiled operators; it counts two per product."""
     from torch.utils import flop_counter
 
     # Its public registration came with torch 2.2 and gives formulas what this table gave them: shapes.
     register = getattr(flop_counter, 'register_flop_formula', None)
-    for name, macs in MACS.items():
+    for name, macs in _registered():
 
         def flops(*args, out_shape=None, macs=macs, **kwargs) -> int:
             return 2 * macs(*args, **kwargs)
@@ -119,7 +128,7 @@ def register_with_mmengine() -> None:
     from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as handles
     from mmengine.analysis.jit_handles import get_shape
 
-    for name, macs in MACS.items():
+    for name, macs in _registered():
 
         def handle(inputs, outputs, macs=macs) -> int:
             return macs(*(get_shape(x) if x.isCompleteTensor() else x.toIValue() for x in inputs))
@@ -127,5 +136,4 @@ def register_with_mmengine() -> None:
         handles[f'sapa_mm::{name}'] = handle
 
 
-if is_loaded():
-    register_with_torch()
+register_with_torch()

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the compiled operators, once, and says why where it cannot."""
+"""Loads the compiled operators, once, says why where it cannot, and chooses who serves a call."""
 
+import contextlib
 import importlib.util
 import os
 
 import torch
+
+from . import triton
 
 OPERATORS = (
     'point_affiliation',
@@ -58,11 +61,64 @@ native_devices = {
 }
 
 
+#: Who may serve an operator, in the order in which they are asked: Triton's kernels, the compiled operators (those for
+#: the CPU too), plain torch. ``SAPA_MM_BACKEND`` names the first to ask, when the package is imported.
+BACKENDS = ('triton', 'cuda', 'reference')
+
+
+def _rank(name: str) -> int:
+    if name not in BACKENDS:
+        raise ValueError(f'SAPA_MM_BACKEND must be one of {BACKENDS}, got {name!r}')
+    return BACKENDS.index(name)
+
+
+_first = _rank(os.environ.get('SAPA_MM_BACKEND') or BACKENDS[0])
+
+
+@contextlib.contextmanager
+def prefer(name: str):
+    """Inside it, ask ``name`` first, as ``SAPA_MM_BACKEND`` would."""
+    global _first
+    before, _first = _first, _rank(name)
+    try:
+        yield
+    finally:
+        _first = before
+
+
 def runs_native(operator: str, x: torch.Tensor) -> bool:
     """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices."""
-    return isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
+    return _first <= 1 and isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
 
 
-def backend() -> str:
-    """Which implementation serves the operators: ``'native'`` (compiled) or ``'reference'`` (plain torch)."""
-    return 'reference' if unavailable_reason else 'native'
+def choose(operator: str, x: torch.Tensor, *others) -> str:
+    """Who serves a call: ``'triton'``, ``'cuda'`` or ``'cpu'`` (the compiled operator of that device), ``'reference'``.
+
+    ``others`` are what the operator's rule in :mod:`sapa_mm.ops.triton` asks for beside ``x``, or nothing.
+    """
+    if _first == 0 and triton.fits(operator, x, *others):
+        return 'triton'
+    return x.device.type if runs_native(operator, x) else 'reference'
+
+
+def backend(x: torch.Tensor | None = None, *others, operator: str = 'point_affiliation') -> str:
+    """Which implementation serves the operators.
+
+    Args:
+        x: The query of :func:`~sapa_mm.ops.point_affiliation` or the first map of another ``operator``. Without it the
+            answer is for the package.
+        others: Of ``point_affiliation``: the key and ``kernel_size``. Left out, they count as ones that Triton serves.
+        operator: Name of the operator.
+
+    Returns:
+        Without ``x``: ``'native'`` (compiled) or ``'reference'`` (plain torch). With it: ``'triton'``, ``'cuda'``,
+        ``'cpu'`` (the compiled operator of that device) or ``'reference'``.
+
+    Raises:
+        ValueError: If there is no such operator.
+    """
+    if x is None:
+        return 'reference' if unavailable_reason else 'native'
+    if operator not in OPERATORS:
+        raise ValueError(f'operator must be one of {OPERATORS}, got {operator!r}')
+    return choose(operator, x, *others)

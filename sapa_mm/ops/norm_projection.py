@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from .autocast import autocast_inputs
 from .checks import check_norm_projection
-from .library import runs_native
+from .library import choose
 
 
 @autocast_inputs
@@ -16,7 +16,7 @@ def norm_projection(x: Tensor, matrix: Tensor, shift: Tensor, eps: float = 1e-5)
 
     A LayerNorm with weight ``w`` and bias ``b`` before a 1x1 convolution ``(W, c)`` is ``matrix = W * w``,
     ``shift = W @ b + c``. On the CPU a compiled operator that never writes the normalised map serves maps that are
-    contiguous as NCHW; others, and other devices, take torch's products.
+    contiguous as NCHW, on a GPU a Triton kernel half and bfloat16; others take torch's products.
 
     Args:
         x: ``(N, C, H, W)``, floating point.
@@ -32,6 +32,9 @@ def norm_projection(x: Tensor, matrix: Tensor, shift: Tensor, eps: float = 1e-5)
         ValueError: If shapes or devices do not fit.
     """
     check_norm_projection(x, matrix, shift)
-    if not (runs_native('norm_projection', x) and x.is_contiguous()):
+    chosen = choose('norm_projection', x)
+    if chosen == 'triton':
+        return torch.ops.sapa_mm.triton_norm_projection(x, matrix, shift, eps)[0]
+    if chosen == 'reference' or not x.is_contiguous():
         return reference.norm_projection(x, matrix, shift, eps)
     return torch.ops.sapa_mm.norm_projection(x, matrix, shift, eps)[0]

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from . import reference
 from .autocast import autocast_inputs
-from .borders import lay_border
+from .borders import ZERO, lay_border
 from .checks import NORMALIZATIONS, check_point_affiliation, check_scores
-from .library import runs_native
+from .library import choose, runs_native
 from .maps import memory_format
 
 #: As in ops/: the places of the names. A table, because torch 2.1 cannot trace ``tuple.index``.
@@ -56,14 +56,24 @@ def point_affiliation(
     Source: eq. (3) of https://arxiv.org/abs/2209.12866, stated there for ``H = 2h``.
     """
     check_point_affiliation(query, key, value, kernel_size, normalization, border, heads)
-    if not runs_native('point_affiliation', query):
-        return reference.point_affiliation(query, key, value, kernel_size, normalization, border, heads)
     layout = memory_format(value)
     if heads > 1:  # each is an image of its own
         query, key, value = (x.unflatten(1, (heads, -1)).flatten(0, 1) for x in (query, key, value))
-    query, key, value, border_code = lay_border(kernel_size, border, query, key, value)
-    out = torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, CODES[normalization], border_code)[0]
+    out = _affiliate(query, key, value, kernel_size, normalization, border)
     return out if heads == 1 else out.unflatten(0, (-1, heads)).flatten(1, 2).contiguous(memory_format=layout)
+
+
+def _affiliate(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str, border: str) -> Tensor:
+    chosen = choose('point_affiliation', query, key, kernel_size)
+    if chosen == 'triton' and border != 'zero':  # its kernels have no other
+        chosen = 'compiled' if runs_native('point_affiliation', query) else 'reference'
+    if chosen == 'reference':
+        return reference.point_affiliation(query, key, value, kernel_size, normalization, border)
+    code = CODES[normalization]
+    if chosen == 'triton':
+        return torch.ops.sapa_mm.triton_point_affiliation(query, key, value, kernel_size, code, ZERO)[0]
+    query, key, value, border_code = lay_border(kernel_size, border, query, key, value)
+    return torch.ops.sapa_mm.point_affiliation(query, key, value, kernel_size, code, border_code)[0]
 
 
 @autocast_inputs

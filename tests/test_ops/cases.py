@@ -37,7 +37,7 @@ def lay_out(x, layout):
     return longer.narrow(dim, x.shape[dim], x.shape[dim])
 
 
-def inputs_of(name, layout='contiguous', dtype=torch.float32):
+def inputs_of(name, layout='contiguous', dtype=torch.float32, device='cpu'):
     """Leaves that require gradients."""
     shapes, _, _ = CASES[name]
-    return [lay_out(x, layout).detach().requires_grad_() for x in random_maps(*shapes, dtype=dtype)]
+    return [lay_out(x, layout).detach().requires_grad_() for x in random_maps(*shapes, dtype=dtype, device=device)]

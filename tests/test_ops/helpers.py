@@ -75,7 +75,7 @@ def assert_same_bits_for_any_threads(function, inputs):
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
             output = function(*inputs)
-            (cotangent,) = random_maps(output.shape, dtype=output.dtype, seed=1)
+            (cotangent,) = random_maps(output.shape, dtype=output.dtype, device=output.device, seed=1)
             results.append(forward_and_gradients(function, inputs, cotangent))
     finally:
         torch.set_num_threads(threads)

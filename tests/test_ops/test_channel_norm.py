@@ -42,6 +42,7 @@ def test_matches_reference(shape, dtype, device):
     compare_with_reference(channel_norm, reference.channel_norm, inputs, None, None, 0.1)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
@@ -49,8 +50,8 @@ def test_matches_reference(shape, dtype, device):
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     channels_last=st.booleans(),
 )
-def test_any_size(batch, channels, size, channels_last):
-    inputs = make_inputs((batch, channels, *size))
+def test_any_size(batch, channels, size, channels_last, device):
+    inputs = make_inputs((batch, channels, *size), device=device)
     if channels_last:
         inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
     compare_with_reference(channel_norm, reference.channel_norm, inputs, 0.1)
@@ -86,9 +87,10 @@ def test_single_gradient(which):
     assert_single_gradient(channel_norm, reference.channel_norm, make_inputs((2, 4, 3, 5)), which)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('shape', [(0, 4, 3, 2), (2, 4, 0, 2)])
-def test_empty(shape):
-    leaves = [x.requires_grad_() for x in make_inputs(shape)]
+def test_empty(shape, device):
+    leaves = [x.requires_grad_() for x in make_inputs(shape, device=device)]
     output = channel_norm(*leaves)
     output.sum().backward()
     assert output.shape == shape and not any(x.grad.any() for x in leaves)

@@ -32,6 +32,7 @@ SIZES = {
     'equal': (1, 3, 4, (9, 7), (9, 7)),
     'smaller': (2, 3, 3, (5, 11), (12, 30)),
     'tiny': (3, 2, 1, (3, 2), (1, 1)),
+    'parts of the channels': (2, 2, 75, (6, 8), (3, 4)),
     'not staged': (1, 2, 2, (4, 33), (9, 700)),
 }
 SIZE = pytest.mark.parametrize('size', SIZES.values(), ids=SIZES.keys())

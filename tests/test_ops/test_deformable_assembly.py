@@ -35,6 +35,7 @@ def test_matches_reference(cells, size, groups, dtype, memory_format, device):
     assert deformable_assembly(*inputs, groups).is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     cells=st.tuples(st.integers(1, 70), st.integers(1, 140)),
@@ -44,8 +45,8 @@ def test_matches_reference(cells, size, groups, dtype, memory_format, device):
     groups=st.integers(1, 4),
     memory_format=st.sampled_from(FORMATS),
 )
-def test_any_size(cells, size, channels, points, groups, memory_format):
-    inputs = make_inputs(1, channels, points, cells, size, groups, torch.float64)
+def test_any_size(cells, size, channels, points, groups, memory_format, device):
+    inputs = make_inputs(1, channels, points, cells, size, groups, torch.float64, device=device)
     compare([x.to(memory_format=memory_format) for x in inputs], groups)
 
 
@@ -84,10 +85,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *x: deformable_assembly(*x, 2), inputs)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('shape', [(0, 4, 3, 2), (2, 4, 0, 2)])
-def test_empty(shape):
+def test_empty(shape, device):
     batch, _, *size = shape
-    inputs = [x.requires_grad_() for x in make_inputs(batch, 4, 3, (3, 2), size)]
+    inputs = [x.requires_grad_() for x in make_inputs(batch, 4, 3, (3, 2), size, device=device)]
     output = deformable_assembly(*inputs)
     assert output.shape == (batch, 4, *size)
     output.sum().backward()

@@ -34,6 +34,7 @@ def test_matches_reference(cells, size, groups, dtype, memory_format, device):
     assert feature_assembly(*inputs, 5, groups).is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     cells=st.tuples(st.integers(1, 40), st.integers(1, 110)),
@@ -43,8 +44,8 @@ def test_matches_reference(cells, size, groups, dtype, memory_format, device):
     kernel_size=st.sampled_from([1, 3, 5, 7]),
     memory_format=st.sampled_from(FORMATS),
 )
-def test_any_size(cells, size, channels, groups, kernel_size, memory_format):
-    inputs = make_inputs(1, channels * groups, cells, size, kernel_size, groups, dtype=torch.float32)
+def test_any_size(cells, size, channels, groups, kernel_size, memory_format, device):
+    inputs = make_inputs(1, channels * groups, cells, size, kernel_size, groups, dtype=torch.float32, device=device)
     inputs = [x.to(memory_format=memory_format) for x in inputs]
     compare_with_reference(feature_assembly, reference.feature_assembly, inputs, kernel_size, groups)
 
@@ -63,8 +64,9 @@ def test_gradcheck():
 
 
 @needs_native
-def test_thread_counts_give_the_same_bits():
-    inputs = [x.requires_grad_() for x in make_inputs(2, 20, (33, 110), (70, 90), 5, dtype=torch.float32)]
+@pytest.mark.parametrize('device', DEVICES)
+def test_thread_counts_give_the_same_bits(device):
+    inputs = make_inputs(2, 20, (33, 110), (70, 90), 5, dtype=torch.float32, device=device)
     assert_same_bits_for_any_threads(lambda *x: feature_assembly(*x, 5), inputs)
 
 

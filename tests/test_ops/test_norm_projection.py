@@ -57,6 +57,7 @@ def test_matches_reference(shape, rows, dtype, device):
         assert_close(a.cpu(), e, a.dtype, f'gradient of {name}')
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
@@ -65,8 +66,8 @@ def test_matches_reference(shape, rows, dtype, device):
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     channels_last=st.booleans(),
 )
-def test_any_size(batch, channels, rows, size, channels_last):
-    inputs = make_inputs((batch, channels, *size), rows)
+def test_any_size(batch, channels, rows, size, channels_last, device):
+    inputs = make_inputs((batch, channels, *size), rows, device=device)
     if channels_last:
         inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
     compare_with_reference(norm_projection, reference.norm_projection, inputs, 0.1)
@@ -82,10 +83,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(norm_projection, inputs)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('function', [norm_projection, reference.norm_projection], ids=['public', 'reference'])
 @pytest.mark.parametrize(('shape', 'rows'), [((0, 4, 3, 2), 3), ((2, 4, 0, 2), 3), ((2, 4, 3, 2), 0)])
-def test_empty(shape, rows, function):
-    leaves = [x.requires_grad_() for x in make_inputs(shape, rows)]
+def test_empty(shape, rows, function, device):
+    leaves = [x.requires_grad_() for x in make_inputs(shape, rows, device=device)]
     output = function(*leaves)
     output.sum().backward()
     assert output.shape == (shape[0], rows, *shape[2:]) and not any(x.grad.any() for x in leaves)

@@ -58,6 +58,7 @@ def test_options(kernel_size, normalization, device):
     )
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     cells=st.tuples(st.integers(1, 70), st.integers(1, 70)),
@@ -69,11 +70,12 @@ def test_options(kernel_size, normalization, device):
     memory_format=st.sampled_from(FORMATS),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
-def test_any_size(cells, size, channels, embed_dims, kernel_size, normalization, memory_format, dtype):
+def test_any_size(cells, size, channels, embed_dims, kernel_size, normalization, memory_format, dtype, device):
     if cells[0] * cells[1] * channels * kernel_size**2 > 4e6 or size[0] * size[1] * channels > 1e6:
         channels = 3  # the reference unfolds; large maps are tried with few channels
     inputs = [
-        (x / 4).to(memory_format=memory_format) for x in make_inputs(1, embed_dims, channels, cells, size, dtype=dtype)
+        (x / 4).to(memory_format=memory_format)
+        for x in make_inputs(1, embed_dims, channels, cells, size, dtype=dtype, device=device)
     ]
     compare_with_reference(
         point_affiliation,
@@ -107,11 +109,12 @@ def test_gradcheck(normalization):
     assert torch.autograd.gradcheck(lambda *x: point_affiliation(*x, 3, normalization), inputs)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize(
     'shapes', [((0, 3, 4, 4), (0, 3, 2, 2), (0, 5, 2, 2)), ((2, 3, 0, 4), (2, 3, 2, 2), (2, 5, 2, 2))]
 )
-def test_empty(shapes):
-    inputs = [torch.zeros(shape).requires_grad_() for shape in shapes]
+def test_empty(shapes, device):
+    inputs = [torch.zeros(shape, device=device).requires_grad_() for shape in shapes]
     output = point_affiliation(*inputs)
     assert output.shape == (shapes[0][0], 5, *shapes[0][2:])
     output.sum().backward()
@@ -144,9 +147,10 @@ def test_non_finite_values_stay_in_their_windows(which, bad, size, device):
         assert leaf.grad.isfinite().all(1)[0].cpu()[~near].all()
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('dtype', TOLERANCE)
-def test_large_scores_do_not_overflow(dtype):
-    query, key, value = make_inputs(1, 8, 4, (5, 5), (10, 10), dtype=dtype)
+def test_large_scores_do_not_overflow(dtype, device):
+    query, key, value = make_inputs(1, 8, 4, (5, 5), (10, 10), dtype=dtype, device=device)
     inputs = [(query * 60).requires_grad_(), (key * 60).requires_grad_(), value.requires_grad_()]
     output = point_affiliation(*inputs)
     output.sum().backward()
@@ -156,9 +160,10 @@ def test_large_scores_do_not_overflow(dtype):
 
 
 @needs_native
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('size', [(66, 90), (61, 87)])
-def test_repeats_and_thread_counts_give_the_same_bits(size):
-    inputs = make_inputs(2, 7, 33, (33, 130), size, dtype=torch.float32)
+def test_repeats_and_thread_counts_give_the_same_bits(size, device):
+    inputs = make_inputs(2, 7, 33, (33, 130), size, dtype=torch.float32, device=device)
     assert_same_bits_for_any_threads(point_affiliation, inputs)
 
 

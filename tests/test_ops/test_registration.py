@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from cases import CASES, LAYOUTS, inputs_of
-from helpers import needs_native, random_maps
+from helpers import DEVICES, needs_native, random_maps
 
 from sapa_mm.ops import library
 from sapa_mm.ops.maps import memory_format
@@ -17,6 +17,11 @@ needs_opcheck = pytest.mark.skipif(
     not hasattr(torch.library, 'opcheck'),
     reason=f'torch.library.opcheck came with torch 2.4, this is {torch.__version__}',
 )
+
+
+def skip_if_not_compiled(name, device):
+    if device not in library.native_devices[name]:
+        pytest.skip(f'{name} was not compiled for {device}')
 
 
 def operator(name):
@@ -32,7 +37,7 @@ def backward_arguments(name, inputs, needs_grad):
     inputs = [x.detach() for x in inputs]
     output = operator(name)(*inputs, *CASES[name][1])
     output, *saved = output if isinstance(output, tuple) else (output,)
-    (grad,) = random_maps(output.shape, dtype=output.dtype, seed=1)
+    (grad,) = random_maps(output.shape, dtype=output.dtype, device=output.device, seed=1)
     return (grad, *inputs, *saved, *CASES[name][1], needs_grad)
 
 
@@ -40,27 +45,33 @@ def test_every_operator_is_here():
     assert set(CASES) == set(library.OPERATORS)
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @needs_opcheck
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('name', CASES)
-def test_opcheck(name, layout):
-    torch.library.opcheck(operator(name), (*inputs_of(name, layout), *CASES[name][1]))
+def test_opcheck(name, layout, device):
+    skip_if_not_compiled(name, device)
+    torch.library.opcheck(operator(name), (*inputs_of(name, layout, device=device), *CASES[name][1]))
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @needs_opcheck
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('name', CASES)
-def test_opcheck_of_the_backward(name, layout):
-    inputs = inputs_of(name, layout)
+def test_opcheck_of_the_backward(name, layout, device):
+    skip_if_not_compiled(name, device)
+    inputs = inputs_of(name, layout, device=device)
     # no test of its derivative: it has none
     arguments = backward_arguments(name, inputs, [True] * len(inputs))
     torch.library.opcheck(operator(f'_{name}_backward'), arguments, test_utils=('test_schema', 'test_faketensor'))
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @needs_opcheck
 @pytest.mark.parametrize('name', CASES)
-def test_opcheck_of_single_gradients(name):
-    inputs = inputs_of(name)
+def test_opcheck_of_single_gradients(name, device):
+    skip_if_not_compiled(name, device)
+    inputs = inputs_of(name, device=device)
     for needed in range(len(inputs)):
         arguments = backward_arguments(name, inputs, [needed == i for i in range(len(inputs))])
         torch.library.opcheck(operator(f'_{name}_backward'), arguments, test_utils='test_faketensor')
@@ -83,10 +94,12 @@ def test_opcheck_of_mixed_dtypes(name):
         torch.library.opcheck(operator(f'_{name}_backward'), backward_arguments(name, inputs, needs_grad))
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('name', CASES)
-def test_results_have_the_layout_of_their_maps(name, layout):
-    inputs = inputs_of(name, layout)
+def test_results_have_the_layout_of_their_maps(name, layout, device):
+    skip_if_not_compiled(name, device)
+    inputs = inputs_of(name, layout, device=device)
     followed = dict(point_affiliation=2, feature_assembly=0, deformable_assembly=0).get(name)
     output = run(name, inputs)
     wanted = torch.contiguous_format if followed is None else memory_format(inputs[followed])

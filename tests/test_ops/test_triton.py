@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels without a GPU: in Triton's interpreter against the reference, and compiled for two architectures.
+
+The interpreter computes with numpy: it proves indices, masks and what is multiplied with what, for half; bfloat16 it
+holds as integers, and its products of them are wrong. Barriers, layouts of registers and speed it does not know.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TOLERANCE
+from triton_cases import AFFILIATION, NON_FINITE, NORM
+
+from sapa_mm.ops import backend, library, point_affiliation, triton
+
+needs_triton = pytest.mark.skipif(not triton.is_there, reason='triton is not installed, or older than 3.6')
+
+
+@pytest.fixture(scope='module')
+def interpreted():
+    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'SAPA_MM_BACKEND': 'triton', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, str(Path(__file__).with_name('triton_cases.py'))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@needs_triton
+@pytest.mark.parametrize('name', [*AFFILIATION, *NORM, 'large scores'])
+def test_matches_reference(interpreted, name):
+    assert max(interpreted[name]) < TOLERANCE[torch.half]
+
+
+@needs_triton
+@pytest.mark.parametrize('name', [f'{bad} in {where}' for bad, where in NON_FINITE])
+def test_non_finite_values_stay_in_their_windows(interpreted, name):
+    """The same positions as in the reference; where that mixes infinities to a number, these may too."""
+    ours, theirs = interpreted['finite'][name]
+    assert ours == theirs
+    assert any(0 in row for x in ours for row in x) and any(1 in row for x in ours for row in x)
+
+
+@needs_triton
+def test_a_single_gradient(interpreted):
+    assert interpreted['one gradient'] == [[i == j for j in range(3)] for i in range(3)]
+
+
+@needs_triton
+def test_who_serves(interpreted):
+    other = 'cpu' if backend() == 'native' else 'reference'
+    assert interpreted['backends'] == [other, other, 'triton', other, other]
+
+
+def test_backend_is_asked_for_by_name():
+    x = torch.ones(1, 2, 4, 4)
+    served = 'cpu' if backend() == 'native' else 'reference'
+    assert backend(x) == served
+    with library.prefer('cuda'):
+        assert backend(x) == served
+    with library.prefer('reference'):
+        assert backend(x) == 'reference'
+        assert point_affiliation(x, x, x, 3).shape == x.shape
+    with pytest.raises(ValueError, match="operator must be one of .*, got 'sapa'"):
+        backend(x, operator='sapa')
+
+
+def test_backend_of_no_name_is_refused():
+    environment = {**os.environ, 'SAPA_MM_BACKEND': 'rocm'}
+    done = subprocess.run([sys.executable, '-c', 'import sapa_mm.ops'], capture_output=True, text=True, env=environment)
+    assert "ValueError: SAPA_MM_BACKEND must be one of ('triton', 'cuda', 'reference'), got 'rocm'" in done.stderr
+
+
+def test_tiles_reach_no_further_than_their_cells():
+    """Windows of the positions of a tile, wherever it starts, and the cells that it has room for."""
+    for ratio in range(1, 20):
+        for kernel_size in (1, 3, 5, 7):
+            rows, _ = triton.tile_sides((ratio * 40, ratio * 40), (40, 40), kernel_size)
+            for start in range(0, ratio * 40, rows) if rows else ():
+                cells = {y // ratio + d for y in range(start, start + rows) for d in range(kernel_size)}
+                assert max(cells) - min(cells) < triton.CELLS
+    assert triton.tile_sides((8, 12), (4, 4), 5) == (8, 8)
+    assert triton.tile_sides((4, 4), (4, 4), 7) == (2, 2)  # too few positions for tensor cores: not served
+
+
+def compiled(kernel, constants, capability, pointers, floats=()):
+    """A kernel as a launch with large contiguous half maps would compile it, but without a GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compile_source
+
+    constants = dict(constants)
+    warps = constants.pop('num_warps', 4)
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name.endswith(('_x', '_p')) and name not in pointers and name != 'grad_key_p':
+            constants[name] = 1  # the stride between neighbours
+        if name in constants:
+            signature[name] = 'constexpr'
+            continue
+        signature[name] = pointers.get(name, 'fp32' if name in floats else 'i32')
+        if signature[name] != 'fp32':
+            attributes[(i,)] = [['tt.divisibility', 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    return compile_source(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=warps))
+
+
+def resources(cubin, tmp_path):
+    """Registers and bytes of local memory of a thread, by NVIDIA's own tool, which comes with triton."""
+    import triton.backends.nvidia
+
+    path = tmp_path / 'kernel.cubin'
+    path.write_bytes(cubin)
+    tool = Path(triton.backends.nvidia.__file__).with_name('bin') / 'cuobjdump'
+    text = subprocess.run([tool, '-res-usage', path], capture_output=True, text=True, check=True).stdout
+    return [int(re.search(rf'{what}:(\d+)', text)[1]) for what in ('REG', 'STACK')]
+
+
+HALF, FLOAT = '*fp16', '*fp32'
+WINDOW = dict(RATIO_Y=2, RATIO_X=2, RADIUS=2, NORMALIZATION=0, CELLS=8, ROWS=8, COLUMNS=8, BLOCK_D=32)
+MAPS = dict.fromkeys(('grad', 'query', 'key', 'value', 'output', 'grad_query', 'grad_value'), HALF)
+SAVED = dict.fromkeys(('normalizer', 'scale', 'mean', 'grad_key'), FLOAT)
+NORM_MAPS = dict(grad=HALF, x=HALF, output=HALF, matrix=FLOAT, shift=FLOAT, mean=FLOAT, rstd=FLOAT)
+NORM_SIZES = dict(BLOCK_P=64, BLOCK_C=64, BLOCK_D=32)
+KERNELS = dict(
+    point_affiliation=dict(
+        forward_kernel=({**WINDOW, 'BLOCK_C': 32, 'num_warps': 8}, {**MAPS, **SAVED}),
+        query_backward_kernel=(
+            {**WINDOW, 'BLOCK_C': 32, 'NEEDS_QUERY': True, 'NEEDS_SCORES': True, 'num_warps': 8},
+            {**MAPS, **SAVED},
+        ),
+        gather_kernel=({**WINDOW, 'NEEDS_KEY': True, 'NEEDS_VALUE': True}, {**MAPS, **SAVED}),
+    ),
+    norm_projection=dict(
+        forward_kernel=(NORM_SIZES, NORM_MAPS),
+        map_backward_kernel=(NORM_SIZES, {**NORM_MAPS, 'grad_x': HALF}),
+        matrix_backward_kernel=(NORM_SIZES, {**NORM_MAPS, 'grad_matrix': FLOAT}),
+    ),
+)
+
+
+@needs_triton
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize(
+    ('module', 'name'), [(module, name) for module, kernels in KERNELS.items() for name in kernels]
+)
+def test_compiles_to_tensor_cores_without_spills(module, name, capability, tmp_path, monkeypatch):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    kernels = pytest.importorskip(f'sapa_mm.ops.triton.{module}')
+    constants, pointers = KERNELS[module][name]
+    if name == 'gather_kernel':
+        channels, rows, warps = kernels.GATHERED if capability >= 90 else kernels.GATHERED_BEFORE_SM_90
+        constants = {**constants, 'BLOCK_C': channels, 'ROWS': rows, 'num_warps': warps}
+    kernel = compiled(getattr(kernels, name), constants, capability, pointers, floats=('eps',))
+    assert re.search(r'wgmma\.mma_async|mma\.sync', kernel.asm['ptx'])
+    registers, stack = resources(kernel.asm['cubin'], tmp_path)
+    assert registers <= 255 and stack == 0
