@@ -59,8 +59,10 @@ native_devices = {
 
 
 def runs_native(operator: str, x: torch.Tensor) -> bool:
-    """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices."""
-    return isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
+    """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices, and ONNX."""
+    return (
+        isinstance(x, torch.Tensor) and x.device.type in native_devices[operator] and not torch.onnx.is_in_onnx_export()
+    )
 
 
 def backend() -> str:

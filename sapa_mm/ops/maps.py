@@ -21,8 +21,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
     Channels last if the strides grow in the order channels, columns, rows, images; else contiguous. A slice of a
     channels-last map is channels last too, though it is not contiguous. Where positions of size 1 leave both open
-    (equal strides of channels and images) the answer is contiguous. So it is in torch.func, whose vmap can lay out nothing
-    else.
+    (equal strides of channels and images) the answer is contiguous. So it is in torch.func, whose vmap can lay out
+    nothing else.
     """
     if x.dim() != 4 or x.stride(1) == 0 or (not is_compiling() and torch._C._are_functorch_transforms_active()):
         return torch.contiguous_format

@@ -33,9 +33,10 @@ class _Axis:
 
     def __init__(self, size: int, cells: int, device):
         cell = cell_of(size, cells, device)
-        # The first position of cell c is the least p with p * cells >= c * size.
-        first = -(-torch.arange(cells, device=device) * size // cells)
-        self.slots = -(-size // cells)
+        # The first position of cell c is the least p with p * cells >= c * size. No quotient of a negative number: ONNX
+        # rounds those towards zero.
+        first = (torch.arange(cells, device=device) * size + cells - 1) // cells
+        self.slots = (size + cells - 1) // cells
         self.exact = known(size == cells * self.slots)
         # A cell with fewer positions than slots repeats others; `position_to_slot` never reads those slots.
         self.slot_to_position = (

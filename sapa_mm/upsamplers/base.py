@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.maps import accumulation_dtype
-from ..ops.sizes import within
+from ..ops.sizes import known, within
 from ..registry import MODELS
 from ..state_dict import LoadsPublishedLayout
 
@@ -121,10 +121,19 @@ def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
     Returns:
         ``(N, C, *size)``.
     """
-    cut = within(tuple(have - want for have, want in zip(x.shape[2:], size)), scale_factor, x.device)
-    if isinstance(cut, Tensor):
-        return copy_or_interpolate(x, size, cut)
-    return x[:, :, : size[0], : size[1]] if cut else F.interpolate(x, size, mode='bilinear', align_corners=False)
+    short = within(tuple(have - want for have, want in zip(x.shape[2:], size)), scale_factor, x.device)
+    if isinstance(short, Tensor):
+        return copy_or_interpolate(x, size, short)
+    return cut(x, size) if short else F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def cut(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first rows and columns of ``x``, ``(N, C, h, w)``: ``(N, C, *size)``, no size larger than that of ``x``."""
+    if all(known(have == want) or known(have > want) for have, want in zip(x.shape[2:], size)):
+        return x[:, :, : size[0], : size[1]]
+    # a copy: whether a slice is contiguous, which tracers ask, depends on its sizes
+    rows, columns = (torch.arange(side, device=x.device) for side in size)
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 def copy_or_interpolate(x: Tensor, size: tuple[int, int], copy: Tensor) -> Tensor:
