@@ -87,8 +87,9 @@ def prefer(name: str):
 
 
 def runs_native(operator: str, x: torch.Tensor) -> bool:
-    """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices."""
-    return _first <= 1 and isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
+    """Whether the compiled operator serves tensors like ``x``; the reference serves all other devices, and ONNX."""
+    is_served = isinstance(x, torch.Tensor) and x.device.type in native_devices[operator]
+    return _first <= 1 and is_served and not torch.onnx.is_in_onnx_export()
 
 
 def choose(operator: str, x: torch.Tensor, *others) -> str:
@@ -96,7 +97,7 @@ def choose(operator: str, x: torch.Tensor, *others) -> str:
 
     ``others`` are what the operator's rule in :mod:`sapa_mm.ops.triton` asks for beside ``x``, or nothing.
     """
-    if _first == 0 and triton.fits(operator, x, *others):
+    if _first == 0 and not torch.onnx.is_in_onnx_export() and triton.fits(operator, x, *others):
         return 'triton'
     return x.device.type if runs_native(operator, x) else 'reference'
 

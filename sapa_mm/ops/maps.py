@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import is_compiling, known
+
 #: Added to the sum of the weights by the normalisations that can reach zero; the ablation that has them names no value.
 EPS = 1e-6
 
@@ -19,9 +21,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
     Channels last if the strides grow in the order channels, columns, rows, images; else contiguous. A slice of a
     channels-last map is channels last too, though it is not contiguous. Where positions of size 1 leave both open
-    (equal strides of channels and images) the answer is contiguous.
+    (equal strides of channels and images) the answer is contiguous. So it is in torch.func, whose vmap can lay out
+    nothing else.
     """
-    if x.dim() != 4 or x.stride(1) == 0:
+    if x.dim() != 4 or x.stride(1) == 0 or (not is_compiling() and torch._C._are_functorch_transforms_active()):
         return torch.contiguous_format
     least = 0
     for dim in (1, 3, 2, 0):
@@ -45,8 +48,8 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     ``F.interpolate(mode='nearest')`` is faster but finds the cell by a float32 ratio, exact for powers of two.
     """
-    ratios = [s // c if c and s % c == 0 else 0 for s, c in zip(size, x.shape[2:])]
-    if all(r in _POWERS_OF_TWO for r in ratios):
-        return x if ratios == [1, 1] else F.interpolate(x, size=size)
+    ratios = [[r for r in _POWERS_OF_TWO if known(c > 0) and known(s == r * c)] for s, c in zip(size, x.shape[2:])]
+    if all(ratios):
+        return x if ratios == [[1], [1]] else F.interpolate(x, size=size)
     rows, columns = (cell_of(s, c, x.device) for s, c in zip(size, x.shape[2:]))
     return x.index_select(2, rows).index_select(3, columns)

@@ -27,6 +27,7 @@ from .checks import (
     check_scores,
 )
 from .maps import EPS, accumulation_dtype, cell_of, memory_format
+from .sizes import known
 
 
 class _Axis:
@@ -34,10 +35,11 @@ class _Axis:
 
     def __init__(self, size: int, cells: int, device):
         cell = cell_of(size, cells, device)
-        # The first position of cell c is the least p with p * cells >= c * size.
-        first = -(-torch.arange(cells, device=device) * size // cells)
-        self.slots = -(-size // cells)
-        self.exact = size == cells * self.slots
+        # The first position of cell c is the least p with p * cells >= c * size. No quotient of a negative number: ONNX
+        # rounds those towards zero.
+        first = (torch.arange(cells, device=device) * size + cells - 1) // cells
+        self.slots = (size + cells - 1) // cells
+        self.exact = known(size == cells * self.slots)
         # A cell with fewer positions than slots repeats others; `position_to_slot` never reads those slots.
         self.slot_to_position = (
             (first[:, None] + torch.arange(self.slots, device=device)).clamp_(max=size - 1).flatten()
@@ -173,8 +175,8 @@ def _sample(x: Tensor, offset: Tensor, groups: int) -> Tensor:
     columns = (places[:, :, :, 0] + columns).clamp(-2, x.shape[3] + 1)
     rows = (places[:, :, :, 1] + rows[:, None]).clamp(-2, x.shape[2] + 1)
     # grid_sample's -1 and 1 are the outer borders of the outer positions.
-    size = x.new_tensor([x.shape[3], x.shape[2]])
-    grid = (torch.stack([columns, rows], -1) * 2 + 1) / size - 1  # (N, groups, points, H, W, 2)
+    places_on_axes = (columns, x.shape[3]), (rows, x.shape[2])
+    grid = torch.stack([(at * 2 + 1) / size - 1 for at, size in places_on_axes], -1)  # (N, groups, points, H, W, 2)
     samples = F.grid_sample(
         x.unflatten(1, (groups, -1)).flatten(0, 1), grid.flatten(2, 3).flatten(0, 1), align_corners=False
     )

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the compiled operators are differentiated: each is one node of autograd's graph.
+"""How the compiled operators are differentiated and batched: each is one node of autograd's graph.
 
-``torch.library.register_autograd`` came with torch 2.4, drops tangents of forward mode without a word, and does no more
-than this.
+``torch.library.register_autograd`` came with torch 2.4, drops tangents of forward mode without a word, refuses
+``torch.func``, and does no more than this.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 _LIBRARY = torch.library.Library('sapa_mm', 'IMPL')
 
@@ -57,13 +59,17 @@ def register_backward(name: str) -> None:
 
     _register(name, save, backward)
     _register(f'_{name}_backward', lambda *_: None, refuse)
+    if hasattr(torch.library, 'register_vmap'):  # before torch 2.5 torch runs one sample after the other, and warns
+        for each in (name, f'_{name}_backward'):
+            torch.library.register_vmap(f'sapa_mm::{each}', _batching_rule(each), lib=_LIBRARY)
 
 
 def _register(name: str, save: Callable, backward: Callable) -> None:
     operator = getattr(torch.ops.sapa_mm, name).default
 
     def forward(ctx, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():
+        # Outer transforms of torch.func wait below; they shall record what autograd does not within a Function.
+        with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
             output = operator(*arguments)
         save(ctx, arguments, output)
         return output
@@ -73,4 +79,61 @@ def _register(name: str, save: Callable, backward: Callable) -> None:
 
     methods = dict(forward=forward, backward=backward, jvp=jvp)
     function = type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
-    _LIBRARY.impl(name, function.apply, 'Autograd')
+    # `function.apply` looks for transforms of torch.func and would hand itself to them. Here it is too late for that:
+    # the dispatcher has reached one of them, and this is its turn to record a node, as any operator does.
+    record = super(torch.autograd.Function, function).apply
+
+    def kernel(*arguments):
+        with enable_single_level_autograd_function():
+            return record(*unwrap_dead_wrappers(arguments))
+
+    _LIBRARY.impl(name, kernel, 'Autograd')
+
+
+def _batching_rule(name: str) -> Callable:
+    """How ``torch.vmap`` runs ``sapa_mm::name``: in one call, the samples among the images of a batch.
+
+    Unless each sample has parameters of a norm, or wants their gradients, which are sums over the images of a call.
+    """
+    operator = getattr(torch.ops.sapa_mm, name).default
+    arguments = operator._schema.arguments
+    tensors = [i for i, argument in enumerate(arguments) if 'Tensor' in str(argument.type)]
+    parameters = [i for i in tensors if arguments[i].name in ('weight', 'bias', 'matrix', 'shift')]
+    needs_grad = [i for i, argument in enumerate(arguments) if argument.name == 'needs_grad']
+
+    def together(info, in_dims, *values):
+        maps = {}
+        for i in tensors:
+            if i not in parameters:
+                x, dim = values[i], in_dims[i]
+                x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+                images = x.shape[1]
+                maps[i] = x.flatten(0, 1)
+        outputs = operator(*(maps.get(i, value) for i, value in enumerate(values)))
+
+        def split(x):
+            if x.dim() == 1:  # in the place of a gradient that is not needed
+                return x.expand(info.batch_size, 0)
+            return x.unflatten(0, (info.batch_size, images))
+
+        return tuple(map(split, outputs)) if isinstance(outputs, tuple) else split(outputs)
+
+    def one_by_one(info, in_dims, *values):
+        samples = []
+        for sample in range(info.batch_size):
+            chosen = (x if dim is None else x.select(dim, sample) for x, dim in zip(values, in_dims))
+            samples.append(operator(*chosen))
+        if isinstance(samples[0], tuple):
+            return tuple(map(torch.stack, zip(*samples)))
+        return torch.stack(samples)
+
+    def rule(info, in_dims, *values):
+        in_dims = [None if isinstance(value, (tuple, list)) else dim for value, dim in zip(values, in_dims)]
+        alone = any(in_dims[i] is not None for i in parameters)
+        if needs_grad and parameters:
+            wanted = values[needs_grad[0]]  # of the tensors after the gradient of the output
+            alone = alone or any(wanted[i - 1] for i in parameters)
+        outputs = (one_by_one if alone else together)(info, in_dims, *values)
+        return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
+
+    return rule

@@ -10,7 +10,7 @@ from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
 from ..registry import MODELS
 from ..state_dict import rename_prefix
-from .base import BaseUpsampler, pixel_shuffle, require_positive_int
+from .base import BaseUpsampler, cut, pixel_shuffle, require_positive_int
 
 
 @MODELS.register_module()
@@ -123,7 +123,7 @@ class A2U(BaseUpsampler):
         """The kernels that :meth:`forward` mixes with, ``(N, K*K, H, W)``."""
         self.check_inputs(feature, guide)
         logits = pixel_shuffle(self.bconv_UP(guide) * self.affinity(guide), 2).sigmoid()
-        return logits[:, :, : guide.shape[2], : guide.shape[3]].softmax(1)
+        return cut(logits, guide.shape[2:]).softmax(1)
 
     def downsampling_kernels(self, guide: Tensor) -> Tensor:
         """Kernels that halve the size of a map, ``(N, 4*K*K, ceil(H / 2), ceil(W / 2))``; needs ``downsample=True``.

@@ -6,10 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.maps import accumulation_dtype
+from ..ops.sizes import known, within
 from ..registry import MODELS
 from ..state_dict import LoadsPublishedLayout
 
@@ -118,9 +121,44 @@ def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
     Returns:
         ``(N, C, *size)``.
     """
-    if all(0 <= have - want < scale_factor for have, want in zip(x.shape[2:], size)):
+    short = within(tuple(have - want for have, want in zip(x.shape[2:], size)), scale_factor, x.device)
+    if isinstance(short, Tensor):
+        return copy_or_interpolate(x, size, short)
+    return cut(x, size) if short else F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def cut(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first rows and columns of ``x``, ``(N, C, h, w)``: ``(N, C, *size)``, no size larger than that of ``x``."""
+    if all(known(have == want) or known(have > want) for have, want in zip(x.shape[2:], size)):
         return x[:, :, : size[0], : size[1]]
-    return F.interpolate(x, size, mode='bilinear', align_corners=False)
+    # a copy: whether a slice is contiguous, which tracers ask, depends on its sizes
+    rows, columns = (torch.arange(side, device=x.device) for side in size)
+    return x.index_select(2, rows).index_select(3, columns)
+
+
+def copy_or_interpolate(x: Tensor, size: tuple[int, int], copy: Tensor) -> Tensor:
+    """``x`` of another size: position for position, with the last repeated, or interpolated bilinearly.
+
+    For graphs that hold for all sizes: one form for both.
+
+    Args:
+        x: ``(N, C, h, w)``.
+        size: Height and width to give.
+        copy: One bool, which of the two.
+
+    Returns:
+        ``(N, C, *size)``.
+    """
+    out = x.to(accumulation_dtype(x.dtype))
+    for dim, want in zip((2, 3), size):
+        have = x.shape[dim]
+        position = torch.arange(want, device=x.device, dtype=out.dtype)
+        place = torch.where(copy, position, ((position + 0.5) * have / want - 0.5).clamp(min=0)).clamp(max=have - 1)
+        low = place.long()
+        high = (low + 1).clamp(max=have - 1)
+        weight = (place - low).view(-1, *[1] * (3 - dim))
+        out = torch.lerp(out.index_select(dim, low), out.index_select(dim, high), weight)
+    return out.to(x.dtype)
 
 
 def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
 from ..ops.maps import nearest
+from ..ops.sizes import within
 from ..registry import MODELS
-from .base import BaseUpsampler, fit, pixel_shuffle, require_choice, require_positive_int
+from .base import BaseUpsampler, copy_or_interpolate, fit, pixel_shuffle, require_choice, require_positive_int
 from .sampling import full_precision, sample
 
 MODES = ('nearest', 'bilinear')
@@ -290,7 +291,11 @@ class Resampler(nn.Module):
         size, cells = x_up.shape[2:], cx.shape[2:]
         x, y = self.positions(cx, cy).flatten(0, 1).unbind(1)
         # A guide cut short keeps the positions of the whole one; another ratio stretches them.
-        height, width = (2 * c if cut_short(size, cells) else s for s, c in zip(size, cells))
+        cut = cut_short(size, cells, x.device)
+        height, width = (
+            torch.where(cut, 2.0 * c, 1.0 * s) if isinstance(cut, Tensor) else 2 * c if cut else s
+            for s, c in zip(size, cells)
+        )
         columns = (x + 0.5) * (width / cells[1]) - 0.5
         rows = (y + 0.5) * (height / cells[0]) - 0.5
         grouped = x_up.unflatten(1, (self.groups, -1)).flatten(0, 1)
@@ -314,16 +319,19 @@ class Resampler(nn.Module):
     def _gathered(self, x: Tensor, cells: tuple[int, int]) -> Tensor:
         """The four values of every cell side by side: ``(N, C, H, W)`` -> ``(N, 4 C, h, w)``."""
         height, width = (2 * side for side in cells)
-        if cut_short(x.shape[2:], cells):
+        cut = cut_short(x.shape[2:], cells, x.device)
+        if isinstance(cut, Tensor):
+            x = copy_or_interpolate(x, (height, width), cut)
+        elif cut:
             x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode='replicate')
         else:
             x = F.interpolate(x, (height, width), mode='bilinear')
         return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def cut_short(size: tuple[int, int], cells: tuple[int, int]) -> bool:
+def cut_short(size: tuple[int, int], cells: tuple[int, int], device=None) -> bool | Tensor:
     """Whether :func:`fit` cuts instead of interpolating: at most one position is missing from twice the cells."""
-    return all(0 <= 2 * c - s < 2 for s, c in zip(size, cells))
+    return within(tuple(2 * c - s for s, c in zip(size, cells)), 2, device)
 
 
 def with_similarities(x: Tensor) -> Tensor:

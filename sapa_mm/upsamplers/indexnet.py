@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..ops.maps import nearest
 from ..registry import MODELS
 from ..state_dict import rename_prefix
-from .base import BaseUpsampler, pixel_shuffle, require_choice
+from .base import BaseUpsampler, cut, pixel_shuffle, require_choice
 
 INDEXES = ('holistic', 'o2o', 'm2o')
 
@@ -133,7 +133,7 @@ class IndexNet(BaseUpsampler):
         else:
             nets = (self.indexnet1, self.indexnet2, self.indexnet3, self.indexnet4)
             index = torch.stack([net(guide) for net in nets], 2).flatten(1, 2)
-        return pixel_shuffle(index.sigmoid(), 2)[:, :, :height, :width]
+        return cut(pixel_shuffle(index.sigmoid(), 2), (height, width))
 
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         """Rename the published layout in place; this module's own passes unchanged."""

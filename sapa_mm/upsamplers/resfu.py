@@ -189,7 +189,8 @@ class ReSFU(BaseUpsampler):
     def _scores(self, module: nn.Module, key: Tensor, query: Tensor) -> Tensor:
         if self.lr_mult == 1:
             return module(key, query)
-        scaled = {name: ScaleGradient.apply(p, self.lr_mult) for name, p in module.named_parameters()}
+        # the value is that of p, the gradient of p the multiple
+        scaled = {name: torch.lerp(p.detach(), p, self.lr_mult) for name, p in module.named_parameters()}
         return functional_call(module, scaled, (key, query))
 
     def _outside(self, guide: Tensor) -> Tensor:
@@ -246,19 +247,6 @@ class DifferenceScores(nn.Module):
         return self.channel_compressor(around - middle + self.bias)
 
 
-class ScaleGradient(torch.autograd.Function):
-    """The identity whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
-
-
 def make_norm(channels: int, name: str) -> nn.GroupNorm:
     groups = min(32, channels)
     if channels % groups:
@@ -295,7 +283,7 @@ def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, stride: int
         ``(N, C, H, W)``; half and bfloat16 are computed in float32, the difference of two moments needs it.
     """
     size = guide.shape[2:]
-    height, width = (max(side // stride, 1) for side in size)
+    height, width = (torch.sym_max(side // stride, 1) for side in size)
     small, target = (full_precision(t[:, :, ::stride, ::stride][:, :, :height, :width]) for t in (guide, x))
     mean_guide, mean_x = box(small, radius), box(target, radius)
     covariance = box(small * target, radius) - mean_guide * mean_x
