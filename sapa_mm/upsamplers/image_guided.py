@@ -8,12 +8,11 @@ NAF takes any size to any other and has no parameter that depends on the backbon
 import math
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.borders import neighbourhood_attention, reflecting_assembly, reflecting_scores
-from ..registry import MODELS
+from ..registry import MODELS, BaseModule
 from .base import require_positive_int
 from .carafe import CARAFE
 from .sapa import SAPA
