@@ -94,13 +94,14 @@ def convert(
         raise ValueError(f'{type(decoder).__name__} enlarges no map that meets another')
     converted = copy.deepcopy(decoder)
     converted.upsamplers = Upsamplers()
+    fused = {}
     for i, site in enumerate(sites):
         try:
             upsampler = build_upsampler(upsample_cfg, site.place.feature[1], site.place.guide[1])
         except ValueError as error:
             raise ValueError(f'{error}, at {describe_place(site.place)}') from error
         converted.upsamplers.append(upsampler.to(next(converted.parameters(), torch.empty(()))))
-        site.replace(graph, f'upsamplers.{i}')
+        site.replace(graph, f'upsamplers.{i}', fused)
     for node in graph.nodes:
         node.meta.clear()
     module = fx.GraphModule(converted, graph)
@@ -125,22 +126,22 @@ def trace(model: nn.Module, example_inputs: Sequence[Any] | None) -> fx.Graph:
     if example_inputs is None:
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
         example_inputs = (torch.rand(1, 3, 64, 64).to(like),)
+    shapes = pytree.tree_map(shape_of, list(example_inputs))
     try:
         bound = inspect.signature(model.forward).bind(*example_inputs)
-        bound.apply_defaults()
+    except TypeError as error:
+        raise ValueError(f'forward of {type(model).__name__} does not take example_inputs {shapes}: {error}') from error
+    bound.apply_defaults()
+    try:
         tracer = Tracer(model, bound)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # fx says that it fixes arguments that are no tensors
             return tracer.trace(model, tracer.fixed)
     except Exception as error:
         source = own_line(traceback.extract_tb(error.__traceback__))
-        hint = 'convert its decoder alone'
-        if len(example_inputs) == 1 and not source:
-            hint = 'give the example_inputs of its forward'
         raise ValueError(
-            f'{type(model).__name__} cannot be traced: {type(error).__name__}: {error}'
-            + (f' At {source}.' if source else '')
-            + f' Inputs were {pytree.tree_map(shape_of, list(example_inputs))}; {hint}.'
+            f'{type(model).__name__} cannot be traced with example_inputs {shapes}: {type(error).__name__}: {error}'
+            f' (at {source}); give other example_inputs or convert its decoder alone'
         ) from error
 
 
@@ -250,33 +251,33 @@ class Attribute(fx.proxy.Attribute):
 
 
 class Site(NamedTuple):
-    """Nodes of a place: what interpolates, what joins the maps, what is enlarged and what guides."""
+    """Nodes of a place: what interpolates, what joins the maps and what guides."""
 
     place: Place
     resize: fx.Node
     join: fx.Node
-    feature: fx.Node
     guide: fx.Node
 
-    def replace(self, graph: fx.Graph, name: str) -> None:
-        """Put the upsampler ``name`` in its place."""
-        needed = ancestors(self.guide)
+    def replace(self, graph: fx.Graph, name: str, fused: dict[fx.Node, fx.Node]) -> None:
+        """Put the upsampler ``name`` in its place; ``fused`` has the sums that went before."""
+        feature, guide = source_of(self.resize), fused.get(self.guide, self.guide)
+        needed = ancestors(guide)
         nodes = list(graph.nodes)
         for node in nodes[nodes.index(self.resize) :]:
             if node in needed:  # the guide is made after the interpolation
                 self.resize.prepend(node)
         with graph.inserting_before(self.resize):
             if self.place.call == 'forward':
-                self.resize.replace_all_uses_with(graph.call_module(name, (self.feature, self.guide)))
+                self.resize.replace_all_uses_with(graph.call_module(name, (feature, guide)))
                 return
-            upsampler = graph.get_attr(name)
-            result = graph.call_method(self.place.call, (upsampler, self.feature, self.guide))
+            result = graph.call_method(self.place.call, (graph.get_attr(name), feature, guide))
             if self.place.call == 'fuse':
+                fused[self.join] = result
                 self.join.replace_all_uses_with(result)
                 return
-            upsampled, guide = (graph.call_function(operator.getitem, (result, i)) for i in range(2))
+            upsampled, beside = (graph.call_function(operator.getitem, (result, i)) for i in range(2))
         self.join.replace_input_with(self.resize, upsampled)
-        self.join.replace_input_with(self.guide, guide)
+        self.join.replace_input_with(guide, beside)
 
 
 def find_sites(graph: fx.Graph) -> Iterator[Site]:
@@ -285,7 +286,7 @@ def find_sites(graph: fx.Graph) -> Iterator[Site]:
     ends = {resize: end for resize in resizes if (end := follow(resize)) is not None}
     enlarged = {end for end, _ in ends.values()}
     for resize, (end, join) in ends.items():
-        feature, others = source_of(resize), [x for x in maps(join) if x is not end]
+        others = [x for x in maps(join) if x is not end]
         size = resize.meta['value'].shape[2:]
         for guide in others:
             if guide in enlarged or not is_map(guide) or guide.meta['value'].shape[2:] != size:
@@ -295,8 +296,8 @@ def find_sites(graph: fx.Graph) -> Iterator[Site]:
             call = 'forward'
             if end is resize and len(others) == 1 and len(maps(join)) == 2 and not join.kwargs.get('alpha'):
                 call = 'fuse' if join.target in SUMS else 'pair' if join.target is not torch.stack else call
-            shapes = (tuple(x.meta['value'].shape) for x in (feature, guide))
-            yield Site(Place(resize.meta['module'], resize.meta['source'], *shapes, call), resize, join, feature, guide)
+            shapes = (tuple(x.meta['value'].shape) for x in (source_of(resize), guide))
+            yield Site(Place(resize.meta['module'], resize.meta['source'], *shapes, call), resize, join, guide)
             break
 
 
