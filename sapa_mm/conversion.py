@@ -80,7 +80,7 @@ def convert(
     """
     if hasattr(decoder, 'upsamplers'):
         raise ValueError(f'{type(decoder).__name__} has upsamplers already')
-    graph = trace(copy.deepcopy(decoder), example_inputs)  # which may move the running statistics of the copy
+    graph = trace(copy.deepcopy(decoder), example_inputs)
     sites = list(find_sites(graph))
     found = [site.place for site in sites]
     if dry_run:
@@ -110,7 +110,8 @@ def convert(
     kind = type(converted)
     members = {name: getattr(module, name) for name in ('_in_spec', '_out_spec') if hasattr(module, name)}
     converted.__class__ = type(kind)(kind.__name__, (kind,), dict(members, forward=type(module).forward))
-    return converted.train(decoder.training)
+    converted.upsamplers.train(decoder.training)
+    return converted
 
 
 class Upsamplers(nn.ModuleList):
@@ -122,7 +123,7 @@ class Upsamplers(nn.ModuleList):
 
 
 def trace(model: nn.Module, example_inputs: Sequence[Any] | None) -> fx.Graph:
-    """The graph of ``model``, with the value that each node has for the example in its ``meta``."""
+    """The graph of ``model``, whose state may change, with each node's value for the example in its ``meta``."""
     if example_inputs is None:
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
         example_inputs = (torch.rand(1, 3, 64, 64).to(like),)
@@ -132,6 +133,9 @@ def trace(model: nn.Module, example_inputs: Sequence[Any] | None) -> fx.Graph:
     except TypeError as error:
         raise ValueError(f'forward of {type(model).__name__} does not take example_inputs {shapes}: {error}') from error
     bound.apply_defaults()
+    for module in model.modules():
+        if type(module).__module__.startswith('torch.nn'):  # recorded whole; a norm would refuse one value per channel
+            module.training = False
     try:
         tracer = Tracer(model, bound)
         with torch.no_grad(), warnings.catch_warnings():

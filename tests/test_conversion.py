@@ -216,9 +216,11 @@ def test_toolbox_modules_become_the_hand_written_ones(parent):
     torch.manual_seed(0)
     extra = dict(upsample_cfg=dict(type='mmseg.InterpConv')) if parent == 'UNet' else {}  # its default lacks the scope
     original = getattr(import_module(module), parent)(**options, **extra)
-    ours = getattr(sapa_mm, child)(upsample_cfg=SAPA, **options).eval()
+    ours = getattr(sapa_mm, child)(upsample_cfg=SAPA, **options)
+    ours.eval()  # of mmseg's UNet it returns None
     inputs = torch.rand(2, 3, 32, 48) if parent == 'UNet' else levels()
-    converted = sapa_mm.convert(original.eval(), SAPA, example_inputs=(inputs,), places=places)
+    original.eval()
+    converted = sapa_mm.convert(original, SAPA, example_inputs=(inputs,), places=places)
     by_hand = list(ours.upsamplers.values() if parent == 'UNet' else ours.upsamplers)[::order]
     for upsampler, expected in zip(converted.upsamplers, by_hand, strict=True):
         nn.init.normal_(expected.k.weight, std=0.5)
