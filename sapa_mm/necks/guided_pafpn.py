@@ -22,6 +22,7 @@ class GuidedPAFPN(GuidedFPN, PAFPN):
 
     Raises:
         TypeError, ValueError: If ``upsample_cfg`` is wrong, see :func:`sapa_mm.upsamplers.build_upsampler`.
+        TypeError: If ``extra_in_path`` of :class:`GuidedFPN` is given.
     """
 
     def __init__(self, *args, upsample_cfg: dict | None = None, **kwargs) -> None:
@@ -29,6 +30,8 @@ class GuidedPAFPN(GuidedFPN, PAFPN):
             raise TypeError(
                 f"upsample_cfg needs a 'type', as PAFPN has no options of interpolation, got {dict(upsample_cfg)}"
             )
+        if 'extra_in_path' in kwargs:
+            raise TypeError('PAFPN has its own levels beyond the backbone: GuidedPAFPN takes no extra_in_path')
         super().__init__(*args, upsample_cfg=upsample_cfg, **kwargs)
 
     def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
