@@ -315,7 +315,7 @@ def follow(resize: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         (user,) = users
         if user.target in SUMS or user.target in JOINS:
             return node, user
-        if user.meta['resizes'] or user.meta['value'].shape[2:] != resize.meta['value'].shape[2:]:
+        if user.meta['value'].shape[2:] != resize.meta['value'].shape[2:]:
             return None
         node = user
 

@@ -231,6 +231,75 @@ def test_toolbox_modules_become_the_hand_written_ones(parent):
         torch.testing.assert_close(converted(inputs), ours(inputs), rtol=0, atol=1e-6)
 
 
+C = [32, 64, 128, 256]
+BN = dict(norm_cfg=dict(type='BN'))
+BRANCHES = [dict(num_modules=1, num_branches=i, num_blocks=(1,) * i, num_channels=tuple(C[:i])) for i in range(1, 5)]
+STDC = dict(
+    type='mmseg.STDCNet', stdc_type='STDCNet1', in_channels=3, channels=(8, 16, 32, 64, 128), bottleneck_type='cat',
+    num_convs=4, act_cfg=dict(type='ReLU'), with_final_conv=False, **BN,
+)  # fmt: skip
+IMAGE = (1, 3, 128, 128)
+PYRAMID = [(1, c, 64 >> i, 96 >> i) for i, c in enumerate(C)]
+REAL = dict(num_classes=3, align_corners=False)
+# toolbox and class, options, shapes of the input, the parent's own interpolation, places, calls
+OTHERS = {
+    'FPN_CARAFE': ('mmdet.necks', dict(in_channels=C, out_channels=8, num_outs=5, upsample_cfg=dict(type='nearest')),
+                   PYRAMID, 'Nearest', 4),
+    'NASFPN': ('mmdet.necks', dict(in_channels=C, out_channels=8, num_outs=5, stack_times=1), PYRAMID, 'Nearest', 3),
+    'BFP': ('mmdet.necks', dict(in_channels=8, num_levels=4, refine_level=1), [(1, 8, *x[2:]) for x in PYRAMID],
+            'Nearest', 3),
+    'HRFPN': ('mmdet.necks', dict(in_channels=C, out_channels=8), PYRAMID, 'Bilinear', 3),
+    'DDRNet': ('mmseg.backbones', dict(channels=8, ppm_channels=16, align_corners=False, **BN), IMAGE, 'Bilinear', 6),
+    'PIDNet': ('mmseg.backbones', dict(channels=8, ppm_channels=16, align_corners=False, **BN), IMAGE, 'Bilinear', 7),
+    'HRNet': ('mmseg.backbones', dict(
+        extra={f'stage{i + 1}': dict(x, block='BASIC' if i else 'BOTTLENECK') for i, x in enumerate(BRANCHES)}, **BN,
+    ), IMAGE, 'Bilinear', 10),
+    'BiSeNetV1': ('mmseg.backbones', dict(backbone_cfg=dict(
+        type='mmseg.ResNet', depth=18, dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2), **BN), **BN,
+    ), IMAGE, 'Nearest', 2),
+    'STDCContextPathNet': ('mmseg.backbones', dict(
+        backbone_cfg=STDC, last_in_channels=(128, 64), out_channels=16,
+        ffm_cfg=dict(in_channels=48, out_channels=32, scale_factor=4),
+    ), IMAGE, 'Nearest', 2),
+    'ICNeck': ('mmseg.necks', dict(in_channels=(8, 16, 16), out_channels=8, align_corners=False, **BN),
+               [(1, 8, 32, 32), (1, 16, 16, 16), (1, 16, 8, 8)], 'Bilinear', 2),
+    'DPTHead': ('mmseg.decode_heads', dict(
+        in_channels=(8,) * 4, channels=16, embed_dims=8, post_process_channels=[8] * 4, num_classes=3,
+        input_transform='multiple_select', in_index=(0, 1, 2, 3), **BN,
+    ), [[(1, 8, 8, 12), (1, 8)]] * 4, dict(type='Bilinear', align_corners=True), 3),
+}  # fmt: skip
+
+
+def random(shapes):
+    return torch.randn(shapes) if isinstance(shapes, tuple) else [random(x) for x in shapes]
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_modules_of_the_toolboxes(name):
+    """docs/models.md names them; with their own interpolation they stay as they are, and with SAPA they train."""
+    package, options, shapes, interpolation, places = OTHERS[name]
+    toolbox, module = package.split('.')
+    pytest.importorskip(f'{toolbox}.models')
+    from mmengine.registry import DefaultScope
+
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(toolbox):
+        model = getattr(import_module(f'{toolbox}.models.{module}'), name)(**options)
+    model.eval()
+    inputs = random(shapes)
+    twin = dict(type=interpolation) if isinstance(interpolation, str) else interpolation
+    twin = sapa_mm.convert(model, twin, example_inputs=(inputs,))
+    assert len(twin.upsamplers) == places
+    with torch.no_grad():
+        torch.testing.assert_close(twin(copy.deepcopy(inputs)), model(copy.deepcopy(inputs)), rtol=0, atol=1e-5)
+    converted = sapa_mm.convert(model, SAPA, example_inputs=(inputs,))
+    outs = converted(inputs)
+    outs = [outs] if torch.is_tensor(outs) else outs
+    sum(out.square().mean() for out in outs).backward()
+    # a finer output of a backbone may not depend on its last steps
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.upsamplers.parameters())
+
+
 # smp's classes that are converted whole or by their decoder, and how many places they have
 SMP = dict(Unet=4, UnetPlusPlus=10, FPN=6, DeepLabV3Plus=1, UPerNet=6, Segformer=3)
 
