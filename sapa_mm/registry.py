@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registries of this package: children of mmengine's, reached by the scope ``sapa_mm``."""
+"""The registries of this package: children of mmengine's, reached by the scope ``sapa_mm``.
+
+Where mmengine is not installed, they and ``BaseModule`` come from :mod:`sapa_mm.standalone`.
+"""
 
 from importlib import import_module
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import Registry
+try:
+    from mmengine import registry as parents
+    from mmengine.model import BaseModule
+    from mmengine.registry import Registry
+except ImportError as error:
+    if (error.name or '').partition('.')[0] != 'mmengine':  # it is there, but broken
+        raise
+    from . import standalone as parents
+    from .standalone import BaseModule, Registry
+
+__all__ = [
+    'DATASETS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'TRANSFORMS',
+    'BaseModule',
+    'Registry',
+    'import_or_explain',
+]
 
 MODELS = Registry(
     'model',
-    parent=MMENGINE_MODELS,
+    parent=parents.MODELS,
     scope='sapa_mm',
     locations=[
         'sapa_mm.upsamplers',
@@ -28,24 +45,24 @@ MODELS = Registry(
 )
 DATASETS = Registry(
     'dataset',
-    parent=MMENGINE_DATASETS,
+    parent=parents.DATASETS,
     scope='sapa_mm',
     locations=['sapa_mm.datasets', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
 METRICS = Registry(
     'metric',
-    parent=MMENGINE_METRICS,
+    parent=parents.METRICS,
     scope='sapa_mm',
     locations=['sapa_mm.evaluation', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
 TRANSFORMS = Registry(
     'transform',
-    parent=MMENGINE_TRANSFORMS,
+    parent=parents.TRANSFORMS,
     scope='sapa_mm',
     locations=['sapa_mm.datasets', 'sapa_mm.depth', 'sapa_mm.matting'],
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
-OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
+HOOKS = Registry('hook', parent=parents.HOOKS, scope='sapa_mm', locations=['sapa_mm.hooks'])
+OPTIM_WRAPPERS = Registry('optim_wrapper', parent=parents.OPTIM_WRAPPERS, scope='sapa_mm', locations=['sapa_mm.optim'])
 
 
 def import_or_explain(module: str, name: str, needs: str, registry: Registry, package: str | None = None):

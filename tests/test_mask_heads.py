@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 UNGUIDED = ['Nearest', 'Bilinear', 'Deconv', 'PixelShuffle', 'CARAFE', 'DySample']
 
 
-def build(upsample_cfg=None, kind='sapa_mm.FCNMaskHead'):
+def build(upsample_cfg=None, kind='sapa_mm.GuidedMaskHead'):
     torch.manual_seed(0)
     cfg = dict(type=kind, num_convs=1, in_channels=8, conv_out_channels=8, num_classes=3,
                loss_mask=dict(type='CrossEntropyLoss', use_mask=True))  # fmt: skip

@@ -81,7 +81,7 @@ def test_upsamplers_need_only_mmengine():
         ('MODELS', 'GuidedTransformerEncoderPixelDecoder', ['mmdet'], 'mmdet'),
         ('DATASETS', 'CamVidDataset', ['mmseg'], 'mmseg'),
         ('DATASETS', 'SUNRGBDDataset', ['mmseg'], 'mmseg'),
-        ('TRANSFORMS', 'LoadPanopticAnnotations', ['mmdet'], 'mmdet'),
+        ('TRANSFORMS', 'LoadPanopticSegments', ['mmdet'], 'mmdet'),
         ('METRICS', 'PanopticQuality', ['mmdet'], 'mmdet'),
     ],
 )

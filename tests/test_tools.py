@@ -385,7 +385,7 @@ def test_demo_dataset_for_detection(tmp_path, monkeypatch):
                 data_root=str(tmp_path),
                 ann_file='annotations/panoptic_training.json',
                 data_prefix=dict(img='images/training/', seg='panoptic/training/'),
-                pipeline=[dict(type='LoadImageFromFile'), dict(type='sapa_mm.LoadPanopticAnnotations')],
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='sapa_mm.LoadPanopticSegments')],
             )
         )
     assert len(dataset) == 6

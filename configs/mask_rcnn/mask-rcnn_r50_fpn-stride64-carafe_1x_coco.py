@@ -3,5 +3,5 @@
 _base_ = './mask-rcnn_r50_fpn-stride64_1x_coco.py'
 model = dict(
     neck=dict(upsample_cfg=dict(type='sapa_mm.CARAFE')),
-    roi_head=dict(mask_head=dict(type='sapa_mm.FCNMaskHead', upsample_cfg=dict(type='sapa_mm.CARAFE'))),
+    roi_head=dict(mask_head=dict(type='sapa_mm.GuidedMaskHead', upsample_cfg=dict(type='sapa_mm.CARAFE'))),
 )

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backbone whose maps are upsampled with its own input as guide."""
 
-from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..registry import MODELS
+from ..registry import MODELS, BaseModule
 
 
 @MODELS.register_module()

@@ -3,8 +3,7 @@
 
 import mmcv
 import numpy as np
-from mmdet.datasets.transforms import LoadAnnotations
-from mmdet.datasets.transforms import LoadPanopticAnnotations as MMDetLoadPanopticAnnotations
+from mmdet.datasets.transforms import LoadAnnotations, LoadPanopticAnnotations
 
 from sapa_mm.registry import TRANSFORMS
 
@@ -27,7 +26,7 @@ def read_segment_ids(path: str) -> np.ndarray:
 
 
 @TRANSFORMS.register_module()
-class LoadPanopticAnnotations(MMDetLoadPanopticAnnotations):
+class LoadPanopticSegments(LoadPanopticAnnotations):
     """LoadPanopticAnnotations of mmdet, whose constructor asks for panopticapi because of one line of arithmetic.
 
     Args:

@@ -3,6 +3,8 @@
 
 from ..registry import MODELS, import_or_explain
 
-FCNMaskHead = import_or_explain('.fcn_mask_head', 'FCNMaskHead', 'mmdet', MODELS, __name__)
+GuidedMaskHead = import_or_explain('.guided_mask_head', 'GuidedMaskHead', 'mmdet', MODELS, __name__)
+#: Its name until version 0.1, which is that of its parent; configs may have it.
+FCNMaskHead = MODELS.register_module(name='FCNMaskHead', module=GuidedMaskHead)
 
-__all__ = ['FCNMaskHead']
+__all__ = ['FCNMaskHead', 'GuidedMaskHead']

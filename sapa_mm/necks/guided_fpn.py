@@ -2,6 +2,7 @@
 """Feature pyramid whose top-down steps are guided by the level they are added to."""
 
 import inspect
+import warnings
 
 from mmcv.cnn import ConvModule
 from mmengine.model import ModuleList
@@ -16,6 +17,7 @@ except ImportError:  # mmseg alone is enough: its FPN has the same arguments and
 from ..registry import MODELS
 from ..state_dict import LoadsPublishedLayout, rename_prefix
 from ..upsamplers import build_upsampler
+from .interpolation import is_interpolation
 
 
 @MODELS.register_module()
@@ -25,6 +27,9 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
     ``upsamplers[i].fuse(lateral[i + 1], lateral[i])``, for most upsamplers ``lateral[i] + upsamplers[i](lateral[i + 1],
     lateral[i])``, replaces the addition of the interpolated level. All other parameters have the names of the parent,
     whose checkpoints load; the key prefix ``upsample_modules`` of the published detection experiments loads too.
+
+    In the place of a PAFPN it is a pyramid without the bottom-up path, which :class:`GuidedPAFPN` keeps. A config does
+    not show what stood there, so the warning comes when a checkpoint with the path's weights is loaded.
 
     With ``extra_in_path`` the levels beyond the backbone's take part in the top-down path, as in mmdet's
     ``FPN_CARAFE``, whose parameters have the same names: a strided 3x3 lateral on the backbone's last map, then on the
@@ -44,9 +49,8 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
     """
 
     def __init__(self, *args, upsample_cfg: dict | None = None, extra_in_path: bool = False, **kwargs) -> None:
-        guided = upsample_cfg is not None and 'type' in upsample_cfg
+        guided = upsample_cfg is not None and not is_interpolation(upsample_cfg)
         if upsample_cfg is not None and not guided:
-            _require_interpolation(upsample_cfg)
             kwargs['upsample_cfg'] = upsample_cfg
         super().__init__(*args, **kwargs)
         self.extra_in_path = extra_in_path
@@ -89,14 +93,14 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
         if self.upsamplers is None and not self.extra_in_path:
             return super().forward(inputs)
         if len(inputs) != self.num_ins:
-            raise ValueError(f'GuidedFPN was built for {self.num_ins} levels, got {len(inputs)}')
+            raise ValueError(f'{type(self).__name__} was built for {self.num_ins} levels, got {len(inputs)}')
         used = inputs[self.start_level : self.backbone_end_level]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, used)]
         for conv in self.lateral_convs[len(used) :]:
             laterals.append(conv(used[-1] if len(laterals) == len(used) else laterals[-1]))
         for i in reversed(range(len(laterals) - 1)):
             laterals[i] = self._step(i, laterals[i + 1], laterals[i])
-        outs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
+        outs = self._outputs(laterals)
 
         source = dict(on_input=used[-1], on_lateral=laterals[-1], on_output=outs[-1])
         for i in range(len(outs), self.num_outs):
@@ -115,15 +119,17 @@ class GuidedFPN(LoadsPublishedLayout, FPN):
             return guide + F.interpolate(feature, **self.upsample_cfg)
         return guide + F.interpolate(feature, size=guide.shape[2:], **self.upsample_cfg)
 
+    def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
+        """Of the finished top-down path, one map per level."""
+        return [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
+
     def _from_published_layout(self, state_dict: dict, prefix: str) -> None:
         rename_prefix(state_dict, f'{prefix}upsample_modules.', f'{prefix}upsamplers.')
-
-
-def _require_interpolation(upsample_cfg: dict) -> None:
-    """Without a ``type`` the parent hands the dict to ``F.interpolate``, which would refuse it at the first image."""
-    known = ('mode', 'scale_factor', 'align_corners', 'recompute_scale_factor', 'antialias')
-    for name in upsample_cfg:
-        if name not in known:
-            raise TypeError(
-                f"upsample_cfg needs a 'type' (an upsampler) or options of F.interpolate among {known}, got {name!r}"
+        if any(key.startswith(f'{prefix}downsample_convs.') for key in state_dict) and not hasattr(
+            self, 'downsample_convs'
+        ):
+            warnings.warn(
+                f'{type(self).__name__} loads the weights of a PAFPN and leaves out its bottom-up path '
+                '(downsample_convs, pafpn_convs); sapa_mm.GuidedPAFPN keeps it',
+                stacklevel=2,
             )

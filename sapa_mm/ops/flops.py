@@ -123,10 +123,16 @@ def register_with_torch() -> None:
 
 
 def register_with_mmengine() -> None:
-    """Let ``mmengine.analysis.get_model_complexity_info`` see the compiled operators; it counts one per product."""
+    """Let ``mmengine.analysis.get_model_complexity_info`` see the compiled operators; it counts one per product.
+
+    Nothing to do where mmengine is not installed.
+    """
     # mmengine offers no other way than this table to add an operator for all models, and calls none of it public.
-    from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as handles
-    from mmengine.analysis.jit_handles import get_shape
+    try:
+        from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as handles
+        from mmengine.analysis.jit_handles import get_shape
+    except ImportError:
+        return
 
     for name, macs in _registered():
 

@@ -3,22 +3,27 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import ClassVar
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.maps import accumulation_dtype
 from ..ops.sizes import known, within
-from ..registry import MODELS
+from ..registry import MODELS, BaseModule
 from ..state_dict import LoadsPublishedLayout
 
 
 class BaseUpsampler(LoadsPublishedLayout, BaseModule):
     """A module that gives a low-resolution feature the size of a high-resolution guide.
+
+    Called as ``module(feature, guide)``. One that needs only the guide's size takes ``size=(H, W)`` or
+    ``scale_factor=`` in place of the guide, and without either multiplies the size by its own ``scale_factor`` if it
+    has one.
 
     A subclass sets :attr:`needs_guide`, implements :meth:`forward`, and initialises its own parameters in
     :meth:`reset_parameters`, which it calls at the end of its constructor.
@@ -52,6 +57,47 @@ class BaseUpsampler(LoadsPublishedLayout, BaseModule):
         for name in ('in_channels', 'guide_channels', 'out_channels'):
             require_positive_int(name, getattr(self, name))
 
+    def __call__(
+        self,
+        feature: Tensor,
+        guide: Tensor | None = None,
+        *args,
+        size: tuple[int, int] | None = None,
+        scale_factor: float | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """:meth:`forward`, with a guide or, where only its size counts, with that size.
+
+        Args:
+            feature: ``(N, in_channels, h, w)``.
+            guide: ``(N, guide_channels, H, W)``.
+            size: Height and width to give, in place of ``guide``.
+            scale_factor: Ratio of both sides, in place of ``guide``; the size is rounded down, as
+                ``F.interpolate`` does. Defaults to the module's own ``scale_factor``.
+
+        Raises:
+            TypeError: If a guide is missing that is needed, or more than one of the three is given.
+        """
+        if guide is None:
+            guide = self._stand_in(feature, size, scale_factor)
+        elif size is not None or scale_factor is not None:
+            raise TypeError(f'{type(self).__name__} takes one of guide, size and scale_factor, got more')
+        return super().__call__(feature, guide, *args, **kwargs)
+
+    def _stand_in(self, feature: Tensor, size: tuple[int, int] | None, scale_factor: float | None) -> Tensor:
+        """A guide of one value that has the size asked for."""
+        kind = type(self).__name__
+        if self.needs_guide:
+            raise TypeError(f'{kind} needs a guide: call it with (feature, guide)')
+        if size is not None and scale_factor is not None:
+            raise TypeError(f'{kind} takes one of guide, size and scale_factor, got more')
+        if size is None:
+            ratio = getattr(self, 'scale_factor', None) if scale_factor is None else scale_factor
+            if ratio is None:
+                raise TypeError(f'{kind} needs a guide, size=(H, W) or scale_factor=')
+            size = [int(side * ratio) for side in feature.shape[2:]]
+        return feature.new_empty(()).expand(feature.shape[0], 1, *size)
+
     def reset_parameters(self) -> None:
         """Initialise the parameters as published; nothing to do where there are none."""
 
@@ -78,6 +124,10 @@ class BaseUpsampler(LoadsPublishedLayout, BaseModule):
                 )
         if feature.shape[0] != guide.shape[0]:
             raise ValueError(f'feature and guide must have one batch size, got {feature.shape[0]} and {guide.shape[0]}')
+        # A graph that is traced for any size must not depend on which map is larger.
+        if not (torch.jit.is_tracing() or is_compiling()) and feature.shape[2:] != guide.shape[2:]:
+            if all(have >= want for have, want in zip(feature.shape[2:], guide.shape[2:])):
+                warn_of_swapped_arguments(type(self).__name__)
 
     def forward(self, feature: Tensor, guide: Tensor) -> Tensor:
         """Upsample.
@@ -104,6 +154,40 @@ class BaseUpsampler(LoadsPublishedLayout, BaseModule):
             ``(N, out_channels, H, W)``.
         """
         return guide + self(feature, guide)
+
+    def pair(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of a decoder that concatenates: the upsampled feature and what stands beside it.
+
+        That is the guide itself, which the decoder's own convolution weighs, unless an upsampler was published to
+        concatenate with a guide that it changes. A lateral of its own or a blend, as :meth:`fuse` may have, is made for
+        a sum.
+
+        Args:
+            feature: ``(N, in_channels, h, w)``.
+            guide: ``(N, guide_channels, H, W)``, any size.
+
+        Returns:
+            ``(N, out_channels, H, W)`` and ``(N, guide_channels, H, W)``.
+        """
+        return self(feature, guide), guide
+
+
+@cache
+def warn_of_swapped_arguments(kind: str) -> None:
+    """Say, once for each kind of upsampler, that the guide is the smaller map."""
+    warnings.warn(
+        f'{kind} got a guide that is smaller than the feature, and gives its size. The order is (feature, guide); some '
+        'published code passes the guide first.',
+        stacklevel=3,
+    )
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export is tracing."""
+    compiler = getattr(torch, 'compiler', None)
+    if hasattr(compiler, 'is_compiling'):
+        return compiler.is_compiling()
+    return torch._dynamo.is_compiling()  # torch 2.1 and 2.2
 
 
 def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
@@ -179,11 +263,27 @@ def require_choice(name: str, value: object, choices: tuple) -> None:
         raise ValueError(f'{name} must be one of {choices}, got {value!r}')
 
 
+#: Options of interpolations and convolutions that a toolbox's ``upsample_cfg`` may have.
+PARENTS_OPTIONS = (
+    *('mode', 'scale_factor', 'align_corners', 'recompute_scale_factor', 'antialias', 'size'),
+    *('conv_first', 'kernel_size', 'stride', 'padding', 'upsample_kernel'),
+)
+
+
+def upsampler_class(cfg: Mapping | None) -> type[BaseUpsampler] | None:
+    """The upsampler that ``cfg['type']`` names, with or without the scope ``sapa_mm``; None where it names none."""
+    kind = (cfg or {}).get('type')
+    if isinstance(kind, str):
+        kind = MODELS.get(kind)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseUpsampler) else None
+
+
 def build_upsampler(cfg: Mapping, in_channels: int, guide_channels: int) -> BaseUpsampler:
     """Build an upsampler from its config, with the channel counts of the place where it stands.
 
     Args:
-        cfg (dict): ``type`` and options of a registered upsampler; its own channel counts, if any, must agree.
+        cfg (dict): ``type`` and options of a registered upsampler; its own channel counts, if any, must agree. The
+            scope may be left out: ``dict(type='SAPA')``.
         in_channels (int): Channels of the feature there.
         guide_channels (int): Channels of the guide there.
 
@@ -196,16 +296,21 @@ def build_upsampler(cfg: Mapping, in_channels: int, guide_channels: int) -> Base
     """
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise TypeError(f"upsample_cfg must be a dict with a 'type', such as dict(type='sapa_mm.SAPA'), got {cfg!r}")
-    kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    kind = upsampler_class(cfg)
     if kind is None:
-        raise TypeError(f"upsample_cfg: type {cfg['type']!r} is not registered; did you mean 'sapa_mm.SAPA'?")
+        raise TypeError(f"upsample_cfg: type {cfg['type']!r} is no upsampler; did you mean 'sapa_mm.SAPA'?")
     known = [name for name in inspect.signature(kind).parameters if name != 'self']
     for name in cfg:
         if name not in ('type', '_scope_') and name not in known:  # mmengine marks inherited dicts with `_scope_`
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean {close[0]!r}?' if close else ''
+            if name in PARENTS_OPTIONS:
+                hint = '. If a base config left it in upsample_cfg, add _delete_=True to yours.'
+            else:
+                hint = f'; did you mean {close[0]!r}?' if close else ''
             raise TypeError(f'upsample_cfg: {kind.__name__} has no option {name!r}{hint} It has {sorted(known)}')
-    upsampler = MODELS.build({'in_channels': in_channels, 'guide_channels': guide_channels, **cfg})
+    options = {name: value for name, value in cfg.items() if name not in ('type', '_scope_')}
+    # Not by the registry: with a toolbox's default scope that would look up a name without scope in the toolbox's.
+    upsampler = kind(**{'in_channels': in_channels, 'guide_channels': guide_channels, **options})
     for name, here in (('in_channels', in_channels), ('guide_channels', guide_channels), ('out_channels', in_channels)):
         if getattr(upsampler, name) != here:
             raise ValueError(f'upsample_cfg: {name} must be {here} here, got {getattr(upsampler, name)}')

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """CARAFE: upsampling, and downsampling, with kernels predicted from the content of the feature."""
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
-from ..registry import MODELS
+from ..registry import MODELS, BaseModule
 from .base import BaseUpsampler, fit, pixel_shuffle, require_positive_int
 
 

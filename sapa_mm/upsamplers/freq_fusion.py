@@ -203,6 +203,11 @@ class FreqFusion(BaseUpsampler):
         """The sum of the upsampled feature and the sharpened guide."""
         return self(feature, guide, fused=True)
 
+    def pair(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """The upsampled feature and the sharpened guide, which SegNeXt with FreqFusion concatenates."""
+        _, guide, upsampled = self.refine(feature, guide)
+        return upsampled, guide
+
     def refine(self, feature: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All that the published module returns.
 

@@ -8,13 +8,12 @@ NAF takes any size to any other and has no parameter that depends on the backbon
 import math
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import feature_assembly, point_affiliation, reference
 from ..ops.checks import MAX_KERNEL_SIZE
-from ..registry import MODELS
+from ..registry import MODELS, BaseModule
 from .base import require_positive_int
 from .carafe import CARAFE
 from .sapa import SAPA

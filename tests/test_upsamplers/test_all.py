@@ -2,6 +2,7 @@
 """What holds for every registered upsampler, alone and in every neck and head; a new one joins by being registered."""
 
 import inspect
+import warnings
 from importlib import import_module
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 
 from sapa_mm.registry import MODELS
 from sapa_mm.upsamplers import UPSAMPLERS, BaseUpsampler, build_upsampler
+from sapa_mm.upsamplers.base import warn_of_swapped_arguments
 
-PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders'))
+PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders', 'backbones'))
 for place in PLACES:
     import_module(place)
 # Of this package alone, whatever else was registered by the tests that were imported before.
@@ -31,9 +33,44 @@ MASKFORMER = dict(
 HEAD = dict(in_channels=IN_CHANNELS, in_index=[0, 1, 2, 3], channels=CHANNELS, num_classes=3, norm_cfg=dict(type='BN'))
 SIZE = (17, 21)
 METAS = [dict(img_shape=SIZE, batch_input_shape=SIZE)] * 2
+YOLO = dict(in_channels=[CHANNELS, CHANNELS, 8], out_channels=4, num_csp_blocks=1)
 # What each neck or head needs beside `upsample_cfg`: its toolbox, options, further arguments of forward.
 DECODERS = {
     'GuidedFPN': ('mmdet.models', dict(in_channels=IN_CHANNELS, out_channels=CHANNELS, num_outs=5), ()),
+    'GuidedPAFPN': ('mmdet.models', dict(in_channels=IN_CHANNELS, out_channels=CHANNELS, num_outs=5), ()),
+    'GuidedYOLOXPAFPN': ('mmdet.models', YOLO, ()),
+    'GuidedCSPNeXtPAFPN': ('mmdet.models', YOLO, ()),
+    # channels of the encoder's maps differ from step to step: with `conv_first` an upsampler sees one number
+    'GuidedUNet': (
+        'mmseg.models',
+        dict(
+            in_channels=4,
+            base_channels=CHANNELS,
+            num_stages=2,
+            strides=(1, 1),
+            enc_num_convs=(1, 1),
+            dec_num_convs=(1,),
+            downsamples=(True,),
+            enc_dilations=(1, 1),
+            dec_dilations=(1,),
+            conv_first=True,
+        ),
+        (),
+    ),
+    'GuidedDepthwiseSeparableASPPHead': (
+        'mmseg.models',
+        dict(
+            HEAD,
+            in_channels=IN_CHANNELS[-1],
+            in_index=3,
+            align_corners=False,
+            c1_in_channels=IN_CHANNELS[0],
+            c1_channels=CHANNELS,
+            dilations=(1, 2),
+        ),
+        (),
+    ),
+    'GuidedFPNHead': ('mmseg.models', dict(HEAD, align_corners=False, feature_strides=[4, 8, 16, 32]), ()),
     'GuidedSegformerHead': ('mmseg.models', dict(HEAD, align_corners=False), ()),
     'GuidedUPerHead': ('mmseg.models', dict(HEAD, align_corners=False, pool_scales=(1, 2)), ()),
     'SegNetHead': (
@@ -104,6 +141,14 @@ def levels(channels):
     ]
 
 
+def inputs_of(decoder):
+    """The backbone's maps, or the image of a backbone."""
+    channels = DECODERS[decoder][1]['in_channels']
+    if decoder == 'GuidedUNet':
+        return levels([channels])[0]
+    return levels(channels if isinstance(channels, list) else IN_CHANNELS)
+
+
 def tensors(outputs):
     """All maps that a neck or head gives, nested as they come."""
     return [outputs] if torch.is_tensor(outputs) else [x for part in outputs for x in tensors(part)]
@@ -135,14 +180,15 @@ def test_one_training_step_at_odd_sizes(name, decoder, autocast):
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
 
-    inputs = [x.requires_grad_() for x in levels(options['in_channels'])]
+    inputs = inputs_of(decoder)
+    coarsest = (inputs if torch.is_tensor(inputs) else inputs[-1]).requires_grad_()
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         outs = tensors(module(inputs, *arguments))
     assert max(outs, key=lambda x: x.shape[2]).shape[2:] == SIZE
     sum(out.float().square().mean() for out in outs).backward()
     optimizer.step()
 
-    assert inputs[-1].grad.any() and inputs[-1].grad.isfinite().all()
+    assert coarsest.grad.any() and coarsest.grad.isfinite().all()
     for parameter_name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
         if 'upsamplers' in parameter_name:
@@ -153,7 +199,7 @@ def test_one_training_step_at_odd_sizes(name, decoder, autocast):
 
 @pytest.mark.parametrize(
     'decoder',
-    ['GuidedFPN', 'GuidedUPerHead', 'GuidedPixelDecoder', 'GuidedTransformerEncoderPixelDecoder']
+    ['GuidedFPN', 'GuidedPAFPN', 'GuidedUPerHead', 'GuidedPixelDecoder', 'GuidedTransformerEncoderPixelDecoder']
     + ['GuidedMSDeformAttnPixelDecoder'],
 )
 def test_decoders_that_add_a_lateral_leave_that_to_the_upsampler(decoder, monkeypatch):
@@ -162,7 +208,7 @@ def test_decoders_that_add_a_lateral_leave_that_to_the_upsampler(decoder, monkey
     pytest.importorskip(toolbox)
     cfg = dict(type=f'sapa_mm.{decoder}', upsample_cfg=dict(type='sapa_mm.Bilinear'), **options)
     module = MODELS.build(ConfigDict(cfg)).eval()
-    inputs = levels(options['in_channels'])
+    inputs = inputs_of(decoder)
     expected = tensors(module(inputs, *arguments))
     sizes = []
 
@@ -178,12 +224,76 @@ def test_decoders_that_add_a_lateral_leave_that_to_the_upsampler(decoder, monkey
     assert not any(torch.equal(out, other) for out, other in zip(outs, expected) if out.shape[2:] == SIZE)
 
 
+@pytest.mark.parametrize(
+    'decoder', ['GuidedYOLOXPAFPN', 'GuidedCSPNeXtPAFPN', 'GuidedUNet', 'GuidedDepthwiseSeparableASPPHead']
+)
+def test_decoders_that_concatenate_take_what_the_upsampler_gives(decoder, monkeypatch):
+    """Every step is one call of `pair`, both of whose maps go on; by default the guide is one."""
+    toolbox, options, arguments = DECODERS[decoder]
+    pytest.importorskip(toolbox)
+    cfg = dict(type=f'sapa_mm.{decoder}', upsample_cfg=dict(type='sapa_mm.Bilinear'), **options)
+    module = MODELS.build(ConfigDict(cfg))
+    module.eval()
+    inputs = inputs_of(decoder)
+    expected = tensors(module(inputs, *arguments))
+    sizes = []
+
+    def pair(self, feature, guide):
+        sizes.append(tuple(guide.shape[2:]))
+        return self(feature, guide), guide
+
+    monkeypatch.setattr(BaseUpsampler, 'pair', pair)
+    torch.testing.assert_close(tensors(module(inputs, *arguments)), expected)
+    assert len(sizes) == len(module.upsamplers) and sizes[-1] == SIZE
+    for change in (lambda x, guide: (0 * x, guide), lambda x, guide: (x, 0 * guide)):
+        monkeypatch.setattr(
+            BaseUpsampler, 'pair', lambda self, feature, guide, change=change: change(self(feature, guide), guide)
+        )
+        outs = tensors(module(inputs, *arguments))
+        assert not any(torch.equal(out, other) for out, other in zip(outs, expected) if out.shape[2:] == SIZE)
+
+
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
 def test_any_size(name, sizes):
     feature, guide = maps(*sizes)
     out = make(name)(feature, guide)
     assert out.shape == (2, CHANNELS, *sizes[1]) and out.isfinite().all()
     assert out.std() > 0
+
+
+def test_a_size_in_place_of_the_guide(name):
+    """Upsamplers of the feature alone take it, or a ratio, or their own; the others ask for the guide."""
+    module, (feature, guide) = make(name), maps((4, 3), (9, 8))
+    if module.needs_guide:
+        for options in ({}, dict(size=(9, 8)), dict(scale_factor=2)):
+            with pytest.raises(TypeError, match=rf'{name} needs a guide: call it with \(feature, guide\)'):
+                module(feature, **options)
+        return
+    assert torch.equal(module(feature, size=(9, 8)), module(feature, guide))
+    assert module(feature, scale_factor=2.5).shape == (2, CHANNELS, 10, 7)
+    if hasattr(module, 'scale_factor'):
+        assert module(feature).shape == (2, CHANNELS, 8, 6)
+    else:
+        with pytest.raises(TypeError, match=rf'{name} needs a guide, size=\(H, W\) or scale_factor='):
+            module(feature)
+    for more in (dict(guide=guide, size=(9, 8)), dict(size=(9, 8), scale_factor=2)):
+        with pytest.raises(TypeError, match=f'{name} takes one of guide, size and scale_factor, got more'):
+            module(feature, **more)
+
+
+def test_swapped_arguments_are_seen_once(name):
+    """Published code passes the guide first; a map that does not shrink in both directions says nothing."""
+    warn_of_swapped_arguments.cache_clear()
+    module, (feature, guide) = make(name), maps((4, 3), (8, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        module(feature, guide)
+        module(feature, feature)
+    with pytest.warns(UserWarning, match=rf'{name} got a guide that is smaller .* order is \(feature, guide\)'):
+        module(guide, feature)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        module(guide, feature)
 
 
 def test_empty_batch(name):

@@ -424,7 +424,11 @@ def test_build_fills_in_the_channels():
         ('sapa_mm.SAPA', TypeError, "upsample_cfg must be a dict with a 'type'.* got 'sapa_mm.SAPA'"),
         (['sapa_mm.SAPA'], TypeError, "upsample_cfg must be a dict with a 'type'"),
         (dict(similarity='gated'), TypeError, "upsample_cfg must be a dict with a 'type'"),
-        (dict(type='sapa_mm.SAPPA'), TypeError, "type 'sapa_mm.SAPPA' is not registered; did you mean 'sapa_mm.SAPA'"),
+        (
+            dict(type='sapa_mm.SAPPA'),
+            TypeError,
+            "type 'sapa_mm.SAPPA' is no upsampler; did you mean 'sapa_mm.SAPA'",
+        ),
         (dict(type='sapa_mm.SAPA', similarty='gated'), TypeError, "no option 'similarty'; did you mean 'similarity'"),
         (dict(type='sapa_mm.SAPA', xyz=1), TypeError, "SAPA has no option 'xyz' It has .*'embed_dims'"),
         (dict(type='sapa_mm.SAPA', similarity='cosine'), ValueError, "got 'cosine'"),

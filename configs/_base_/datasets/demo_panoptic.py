@@ -10,7 +10,7 @@ metainfo = dict(
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='sapa_mm.LoadPanopticAnnotations'),
+    dict(type='sapa_mm.LoadPanopticSegments'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mask head of Mask R-CNN with an upsampler of this package."""
 
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead as ParentMaskHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 
 from ..registry import MODELS
 from ..upsamplers import BaseUpsampler, build_upsampler
+from ..upsamplers.base import upsampler_class
 
 
 @MODELS.register_module()
-class FCNMaskHead(ParentMaskHead):
+class GuidedMaskHead(FCNMaskHead):
     """``FCNMaskHead`` of mmdet whose map may be upsampled by any upsampler that needs no guide.
 
     mmdet's own ``carafe`` has the same parameters, whose checkpoints load, but runs on CUDA with mmcv's operators only.
@@ -26,7 +27,7 @@ class FCNMaskHead(ParentMaskHead):
     """
 
     def __init__(self, *args, upsample_cfg: dict | None = None, **kwargs) -> None:
-        ours = upsample_cfg is not None and str(upsample_cfg.get('type')).startswith('sapa_mm.')
+        ours = upsampler_class(upsample_cfg) is not None
         if upsample_cfg is not None:
             kwargs['upsample_cfg'] = dict(type=None) if ours else upsample_cfg
         super().__init__(*args, **kwargs)
@@ -43,5 +44,4 @@ class FCNMaskHead(ParentMaskHead):
         for conv in self.convs:
             x = conv(x)
         scale = getattr(self.upsample, 'scale_factor', 2)
-        size = x.new_empty(()).expand(*x.shape[:2], scale * x.shape[2], scale * x.shape[3])
-        return self.conv_logits(self.upsample(x, size))
+        return self.conv_logits(self.upsample(x, scale_factor=scale))
