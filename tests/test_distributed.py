@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training in several processes, on a CPU by gloo: the same weights, and an end in one line when one is lost.
 
-The processes are forks of a server that has imported the toolboxes, each calls what its tool calls. Only
-``test_dist_train`` starts what a user starts.
+Each process calls what its tool calls (``start``); only ``test_dist_train`` starts what a user starts.
 """
 
 import importlib
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +16,7 @@ import torch
 
 pytest.importorskip('mmseg')
 pytest.importorskip('cv2')
-from tool_helpers import TOOLS, call_tool, make_tiny, weights
+from tool_helpers import TOOLS, finish, free_port, make_tiny, weights
 
 # The head's norm and the batch are the same whatever the processes see; no augmentation, dropout or dropped path, whose
 # random numbers belong to a process. SGD, because a step of Adam does not depend on the size of a gradient, only on its
@@ -38,8 +35,8 @@ default_hooks = dict(checkpoint=dict(interval=4))
 randomness = dict(seed=3)
 env_cfg = dict(dist_cfg=dict(timeout=60))
 """
-# The sum over the batch is taken in another order: 1.0e-6 of the largest weight measured after eight steps.
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
+# The sum over the batch is taken in another order: 3e-8 measured after eight steps, which move a weight by 2e-2.
+TOLERANCE = dict(rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope='module')
@@ -49,50 +46,6 @@ def config(tmp_path_factory):
     path = folder / 'plain.py'
     path.write_text(PLAIN)
     return path
-
-
-@pytest.fixture(scope='module')
-def start():
-    """Start processes of a tool; their arguments may depend on the rank."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmseg.datasets', 'mmseg.models', 'sapa_mm.decode_heads', 'tool_helpers'])
-    started = []
-    environment = pytest.MonkeyPatch()
-    environment.setenv('CUDA_VISIBLE_DEVICES', '')  # mmengine looks for a device when it is imported
-    environment.setenv('OMP_NUM_THREADS', '1')
-
-    def start(count, folder, arguments, tool='train', launcher='pytorch', **environment):
-        folder.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-        rank_name, size_name = dict(pytorch=('RANK', 'WORLD_SIZE'), slurm=('SLURM_PROCID', 'SLURM_NTASKS'))[launcher]
-        processes = []
-        for rank in range(count):
-            given = {rank_name: str(rank), size_name: str(count), 'MASTER_PORT': str(port)}
-            line = arguments(rank) if callable(arguments) else arguments
-            if count > 1:
-                line = [*line, '--launcher', launcher]
-            log = folder / f'rank{rank}.txt'
-            processes.append(context.Process(target=call_tool, args=(tool, line, {**given, **environment}, log)))
-            processes[-1].start()
-        started.extend(processes)
-        return processes
-
-    yield start
-    environment.undo()
-    for process in started:
-        process.kill()
-
-
-def finish(processes, folder, status=0, seconds=120):
-    """Wait for processes; all must end with ``status``. Returns what each printed."""
-    end = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0, end - time.monotonic()))
-    printed = [(folder / f'rank{rank}.txt').read_text() for rank in range(len(processes))]
-    assert [process.exitcode for process in processes] == [status] * len(processes), printed[0][-3000:]
-    return printed
 
 
 def assert_close(folder, expected, step=8):
@@ -123,8 +76,6 @@ def test_two_processes_are_one(alone, together):
     before, after = weights(together / 'iter_4.pth'), weights(together / 'iter_8.pth')
     moved = max((after[name] - before[name]).abs().max() for name in after)
     assert moved > 1000 * TOLERANCE['atol'], 'nothing was learnt that could differ'
-    # each process alone sees half of the batch, and would be elsewhere
-    assert any((weights(alone / 'iter_8.pth')[name] - before[name]).abs().max() > 0.01 for name in before)
 
 
 @pytest.mark.parametrize('count', [1, 2])
@@ -210,10 +161,7 @@ def test_refuses(config, train, tmp_path, monkeypatch):
 def test_dist_train(config, alone):
     """The script, with torch's own launcher."""
     folder = config.parent / 'script'
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    environment = dict(os.environ, PORT=port, CUDA_VISIBLE_DEVICES='', PYTHON=sys.executable)
+    environment = dict(os.environ, PORT=str(free_port()), CUDA_VISIBLE_DEVICES='', PYTHON=sys.executable)
     line = ['bash', TOOLS / 'dist_train.sh', config, '2', '--work-dir', folder]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

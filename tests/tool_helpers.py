@@ -2,12 +2,18 @@
 """A tiny mmseg config with its data, and how tests run the tools on it."""
 
 import importlib
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -96,11 +102,69 @@ def weights(path):
     return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
 
 
-def call_tool(tool, arguments, environment, log, folder=TOOLS):
-    """Run a tool in this process, which is there for nothing else; what it prints goes to ``log``."""
+def call_tool(tool, arguments, environment, log):
+    """Run a tool, such as ``'dev/kill_runs'``, in this process, which is there for nothing else, and log its output."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = Path(log).open('w', buffering=1)
-    sys.path.insert(0, str(folder))
-    sys.argv = [f'{tool}.py', *map(str, arguments)]
-    importlib.import_module(tool).main()
+    path = TOOLS / f'{tool}.py'
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [str(path), *map(str, arguments)]
+    importlib.import_module(path.stem).main()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+#: Where a launcher writes rank and number of processes.
+LAUNCHERS = dict(pytorch=('RANK', 'WORLD_SIZE'), slurm=('SLURM_PROCID', 'SLURM_NTASKS'))
+
+
+@contextmanager
+def tool_server():
+    """Start tools within a tenth of a second: in forks of a process that has imported the toolboxes.
+
+    Yields:
+        Callable: ``start(count, folder, arguments, tool='train', launcher='pytorch', **environment)`` returns ``count``
+        processes that write to ``rank{n}.txt`` in ``folder``; ``arguments`` may be a function of the rank.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmseg.datasets', 'mmseg.models', 'sapa_mm.decode_heads', 'tool_helpers'])
+    started = []
+
+    def start(count, folder, arguments, tool='train', launcher='pytorch', **environment):
+        folder.mkdir(exist_ok=True)
+        port = str(free_port())
+        rank_name, size_name = LAUNCHERS[launcher]
+        processes = []
+        for rank in range(count):
+            line = arguments(rank) if callable(arguments) else arguments
+            if count > 1:
+                line = [*line, '--launcher', launcher]
+            given = {rank_name: str(rank), size_name: str(count), 'MASTER_PORT': port, **environment}
+            log = folder / f'rank{rank}.txt'
+            processes.append(context.Process(target=call_tool, args=(tool, line, given, log)))
+            processes[-1].start()
+        started.extend(processes)
+        return processes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')  # mmengine looks for a device when it is imported
+        patch.setenv('OMP_NUM_THREADS', '1')
+        ensure_running()
+    yield start
+    for process in started:
+        process.kill()
+
+
+def finish(processes, folder, status=0, seconds=300):
+    """Wait for processes; all must end with ``status``. Returns what each printed."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    printed = [(folder / f'rank{rank}.txt').read_text() for rank in range(len(processes))]
+    assert [process.exitcode for process in processes] == [status] * len(processes), printed[0][-3000:]
+    return printed

@@ -311,11 +311,11 @@ def processes(cfg):
     try:
         yield
     except RuntimeError as error:
-        if not is_distributed() or not LOST_PROCESS.search(str(error)):
+        lost = LOST_PROCESS.search(str(error))
+        if not is_distributed() or not lost:
             raise
-        reason = str(error).strip().splitlines()[0]
         fail(
-            f'process {get_rank()} has lost another one, which was killed or failed ({reason}). '
+            f'process {get_rank()} has lost another one, which was killed or failed ({lost[0].lower()}). '
             'Train again with --resume: it goes on from the last checkpoint'
         )
     if is_distributed():

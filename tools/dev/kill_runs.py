@@ -148,10 +148,11 @@ class Tally:
     set_back: Counter = field(default_factory=Counter)  #: resumed from before a checkpoint that was whole
     finished: int = 0
     equal: int = 0
+    too_many: int = 0  #: trainings that left more files than were to be kept
 
     @property
     def is_good(self):
-        return self.resumed == self.kills and not self.set_back and self.finished == self.equal
+        return self.resumed == self.kills and not self.set_back and not self.too_many and self.finished == self.equal
 
 
 def whole_step(folder):
@@ -160,13 +161,17 @@ def whole_step(folder):
 
 
 def train_through_kills(arguments, folder, schedule, seconds, rng, tally):
-    """Train once from start to end, through kills that are taken from ``schedule``; returns the exit status."""
+    """Train once from start to end, through kills that are taken from ``schedule``.
+
+    Returns the exit status, and how long a whole training takes: other work on the machine changes that.
+    """
     folder.mkdir(parents=True)
     suffered = Counter()
     for number in range(1000):
         moment = schedule.pop() if schedule else None
         step, log = whole_step(folder), folder / f'{number}.txt'
         command = [arguments[0], '--resume', '--work-dir', folder, *arguments[1:]]
+        begin = time.monotonic()
         if moment == ANY_TIME:
             status = wait_and_kill(start(command, log), rng.uniform(0, seconds))
         else:
@@ -175,6 +180,7 @@ def train_through_kills(arguments, folder, schedule, seconds, rng, tally):
         if (found or status == 0) and int(found[1] if found else 0) < step:
             tally.set_back[moment] += 1
         if status != -signal.SIGKILL:
+            seconds = seconds if step else time.monotonic() - begin
             break
         suffered[moment] += 1
     if moment is not None:  # it was over before
@@ -184,7 +190,8 @@ def train_through_kills(arguments, folder, schedule, seconds, rng, tally):
         tally.resumed += suffered
     else:
         print(f'{log}: status {status}\n{log.read_text()[-2000:]}', file=sys.stderr)
-    return status
+    tally.too_many += len([*folder.glob('*.pth*')]) > tally.kept
+    return status, seconds
 
 
 def parse_args():
@@ -232,7 +239,8 @@ def main():
             if not schedule:
                 break
             folder = args.work_dir / f'keep_{kept}_{number}'
-            if train_through_kills([*command, keep], folder, schedule, seconds, rng, tally) == 0:
+            status, seconds = train_through_kills([*command, keep], folder, schedule, seconds, rng, tally)
+            if status == 0:
                 tally.finished += 1
                 tally.equal += not different_weights(expected, folder / last)
 
@@ -245,8 +253,11 @@ def main():
     total = [sum(getattr(tally, name).total() for tally in tallies) for name in ('kills', 'resumed', 'set_back')]
     table.add_row('', 'all', *map(str, total))
     Console().print(table)
-    equal, finished = (sum(getattr(tally, name) for tally in tallies) for name in ('equal', 'finished'))
-    print(f'{equal} of {finished} finished trainings have the weights of the uninterrupted one, bit for bit.')
+    equal, finished, more = (sum(getattr(tally, n) for tally in tallies) for n in ('equal', 'finished', 'too_many'))
+    print(
+        f'{equal} of {finished} finished trainings have the weights of the uninterrupted one, bit for bit; '
+        f'{more} left more checkpoints than were to be kept.'
+    )
     raise SystemExit(0 if all(tally.is_good for tally in tallies) and finished else 1)
 
 
