@@ -74,7 +74,7 @@ BAD = {
     'empty labels': 'the file must be a picture, but it is empty (0 bytes)',
     'cut picture': 'the file must be a whole picture, but it cannot be read: ',
     'cut labels': 'the file must be a whole picture, but it cannot be read: ',
-    'text as picture': 'the file must be a whole picture, but it cannot be read: cannot identify image file it',
+    'text as picture': 'the file must be a picture, but it is of no known format',
     'missing labels': 'the file must exist, but there is none',
     'labels of another size': 'a label map must have the size of its picture, but it has 48 x 40 and ',
     'label out of range': 'labels must be 0 to 2 or 255, but it has 3 in 10 pixels',
@@ -181,7 +181,7 @@ BAD_ANNOTATIONS = {
         dict(categories=None),
         'the file needs images, annotations and categories, but it lacks categories',
     ),
-    'cut': (None, 'the annotation file must be JSON, but '),
+    'cut': (None, 'the annotation file must be JSON, but it is not: '),
 }
 
 

@@ -146,6 +146,8 @@ def check_checkpoint(path, resume=False, trust=False):
 
 def find_fault(path, resume=False, trust=False):
     """What is wrong with a checkpoint, as one line with its path, or None; see :func:`check_checkpoint`."""
+    if osp.isdir(path):
+        return f'{path} is a folder, as FSDP writes; mmengine cannot resume those, see docs/distributed.md'
     if not osp.isfile(path):
         return f'there is no checkpoint {path}'
     if osp.getsize(path) == 0:

@@ -148,7 +148,7 @@ def check_coco_file(path: str, classes=None) -> tuple[int | None, list[Fault]]:
     try:
         content = mmengine.load(path)
     except ValueError as error:
-        return None, [Fault(path, 'the annotation file must be JSON', str(error))]
+        return None, [Fault(path, 'the annotation file must be JSON', f'it is not: {error}')]
     lacking = [key for key in ('images', 'annotations', 'categories') if key not in content]
     if lacking:
         return None, [
@@ -279,7 +279,7 @@ def read_picture(path: str):
         tuple: ``(H, W)`` or ``(H, W, channels)`` as stored (of a palette, the indices), turned as OpenCV turns it, or
         None; and a list with one fault, or none.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if '://' in path:
         return None, []
@@ -292,7 +292,9 @@ def read_picture(path: str):
             image.load()
             on_its_side = image.getexif().get(EXIF_ORIENTATION) in ON_ITS_SIDE
             pixels = np.asarray(image)
+    except UnidentifiedImageError:
+        return None, [Fault(path, 'the file must be a picture', 'it is of no known format')]
     except Exception as error:  # a damaged file can raise anything in a decoder
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(repr(path), 'it')
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return None, [Fault(path, 'the file must be a whole picture', f'it cannot be read: {reason}')]
     return (pixels.swapaxes(0, 1) if on_its_side else pixels), []
