@@ -18,92 +18,15 @@ import pytest
 import torch
 
 pytest.importorskip('mmseg')
+from tool_helpers import ROOT, TOOLS, command, make_tiny, run, weights
+
 cv2 = pytest.importorskip('cv2')
-
-ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / 'tools'
-
-CONFIG = """
-default_scope = 'mmseg'
-model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor', size=(32, 32), seg_pad_val=255, mean=[127.0] * 3, std=[60.0] * 3),
-    backbone=dict(
-        type='MixVisionTransformer', embed_dims=8, num_stages=4, num_layers=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
-        drop_path_rate=0.3),
-    decode_head=dict(
-        type='sapa_mm.GuidedSegformerHead', in_channels=[8, 8, 8, 8], in_index=[0, 1, 2, 3], channels=8,
-        dropout_ratio=0.5, num_classes=3, norm_cfg=dict(type='BN'), align_corners=False,
-        upsample_cfg=dict(type='sapa_mm.SAPA', similarity='gated', embed_dims=4)),
-    test_cfg=dict(mode='whole'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(48, 48), ratio_range=(0.8, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(32, 32)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-dataset = dict(
-    type='BaseSegDataset', data_root='DATA', img_suffix='.png', metainfo=dict(classes=('a', 'b', 'c')),
-    data_prefix=dict(img_path='images', seg_map_path='annotations'))
-train_dataloader = dict(
-    batch_size=3, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(pipeline=train_pipeline, **dataset))
-val_dataloader = dict(
-    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(pipeline=test_pipeline, **dataset))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=40, val_interval=15)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
-param_scheduler = [dict(type='PolyLR', power=1.0, by_epoch=False, begin=0, end=40)]
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10),
-    visualization=dict(type='SegVisualizationHook'))
-visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-log_processor = dict(by_epoch=False)
-"""
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
     """A tiny mmseg config and its data: eight pictures."""
-    folder = tmp_path_factory.mktemp('tools')
-    rng = np.random.default_rng(0)
-    for kind in ('images', 'annotations'):
-        (folder / 'data' / kind).mkdir(parents=True)
-    for n in range(8):
-        labels = np.kron(rng.integers(0, 3, (6, 6)), np.ones((8, 8), int)).astype(np.uint8)
-        image = np.clip(labels[..., None] * 80 + rng.normal(40, 30, (48, 48, 3)), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / 'data' / 'images' / f'{n}.png'), image)
-        cv2.imwrite(str(folder / 'data' / 'annotations' / f'{n}.png'), labels)
-    path = folder / 'tiny.py'
-    path.write_text(CONFIG.replace('DATA', str(folder / 'data')))
-    return path
-
-
-def command(tool, *args):
-    return [sys.executable, str(TOOLS / tool), *map(str, args)], dict(
-        env=dict(os.environ, OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def run(tool, *args, status=0):
-    arguments, options = command(tool, *args)
-    done = subprocess.run(arguments, timeout=300, **options)
-    assert done.returncode == status, done.stdout[-3000:]
-    return done.stdout
-
-
-def weights(path):
-    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+    return make_tiny(tmp_path_factory.mktemp('tools'))
 
 
 @pytest.fixture(scope='module')

@@ -8,12 +8,15 @@ import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import argparse
+import datetime
 import errno
 import os.path as osp
 import pickle
 import re
+import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from glob import escape as glob_escape
 from glob import glob
@@ -21,6 +24,7 @@ from glob import glob
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import all_gather_object, get_rank, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -33,6 +37,16 @@ except ImportError:  # mmengine 0.10.7 has no such list
 TOOLBOXES = ('mmseg', 'mmdet', 'mmengine')
 #: Whether torch can be told which types besides tensors may be read: torch 2.5 takes a list.
 CAN_ALLOW_TYPES = get_torch_safe_globals is not None and hasattr(torch.serialization, 'safe_globals')
+#: Where each launcher writes the rank of a process, the number of processes, and the rank on its machine.
+LAUNCHERS = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+)
+#: What gloo and the store of torch.distributed say when a process that they talk to is gone.
+LOST_PROCESS = re.compile('connection (closed|reset|refused)|broken pipe|timed out|not all ranks', re.IGNORECASE)
+#: Pictures of each data set that are opened before a training starts.
+CHECKED_PICTURES = 16
 
 
 def fail(message):
@@ -41,17 +55,23 @@ def fail(message):
     raise SystemExit(2)
 
 
-def make_parser(description):
-    """Return an argument parser with the options of both tools."""
+def make_config_parser(description):
+    """Return an argument parser that takes a config and changes to it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file of an mmseg or mmdet model')
-    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, without white space',
     )
+    return parser
+
+
+def make_parser(description):
+    """Return an argument parser with the options of both tools."""
+    parser = make_config_parser(description)
+    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
     parser.add_argument(
         '--trust', action='store_true', help='read a checkpoint even if reading it can run code that it brings along'
     )
@@ -84,8 +104,6 @@ def load_config(args, needs):
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('./work_dirs', osp.splitext(osp.basename(args.config))[0])
-    if args.launcher != 'none' and get_device() == 'cpu':
-        fail(f'--launcher {args.launcher} needs a GPU: mmengine cannot start distributed training on a CPU')
     return cfg
 
 
@@ -97,6 +115,18 @@ def check_data(cfg, dataloaders):
         check_data_paths(cfg, dataloaders)
     except FileNotFoundError as error:
         fail(error)
+
+
+def check_samples(cfg, dataloaders):
+    """Fail with the first fault that a look at a few pictures of each data set finds; the first process looks."""
+    from sapa_mm.datasets.faults import check_pictures, read_data_parts
+
+    if cfg.launcher != 'none' and int(os.environ.get(LAUNCHERS[cfg.launcher][0], 0)) > 0:
+        return
+    for part in read_data_parts(cfg, dataloaders):
+        for faults in (part.faults, *check_pictures(part, cfg, limit=CHECKED_PICTURES)):
+            if faults:
+                fail(f'{faults[0]}. tools/check_data.py lists all that is wrong; --no-data-check trains nevertheless')
 
 
 def check_checkpoint(path, resume=False, trust=False):
@@ -116,6 +146,8 @@ def check_checkpoint(path, resume=False, trust=False):
 
 def find_fault(path, resume=False, trust=False):
     """What is wrong with a checkpoint, as one line with its path, or None; see :func:`check_checkpoint`."""
+    if osp.isdir(path):
+        return f'{path} is a folder, as FSDP writes; mmengine cannot resume those, see docs/distributed.md'
     if not osp.isfile(path):
         return f'there is no checkpoint {path}'
     if osp.getsize(path) == 0:
@@ -212,6 +244,95 @@ def register_toolbox(cfg):
 def build_runner(cfg):
     """Build the config's own runner, mmengine's ``Runner`` by default."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def join_on_cpu(cfg):
+    """Join the other processes by gloo and keep the model's wrapper off devices; on GPUs mmengine's Runner does both.
+
+    Reads what the launcher put into the environment, and ``env_cfg.dist_cfg.timeout`` of the config, in seconds.
+    """
+    rank, size, local_rank = LAUNCHERS[cfg.launcher]
+    os.environ.setdefault(local_rank, '0')
+    missing = [name for name in (rank, size) if name not in os.environ]
+    if missing:
+        fail(
+            f'--launcher {cfg.launcher} needs {" and ".join(missing)} in the environment, which its launcher sets; '
+            'docs/distributed.md has the commands'
+        )
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        hosts = ['scontrol', 'show', 'hostnames', os.environ.get('SLURM_NODELIST', '')]
+        try:
+            done = subprocess.run(hosts, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            fail(f'scontrol cannot tell the first machine ({error}); name it in MASTER_ADDR')
+        os.environ['MASTER_ADDR'] = done.stdout.split()[0]
+    os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[size], LOCAL_RANK=os.environ[local_rank])
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    options = {} if timeout is None else dict(timeout=datetime.timedelta(seconds=timeout))
+    torch.distributed.init_process_group('gloo', **options)
+    # As the Runner wraps a model, but for device_ids.
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or wrapper, device_ids=None)
+
+
+def refuse_sync_bn_on_cpu(cfg):
+    """Fail with the key of the first SyncBN of a training of several processes on a CPU."""
+    if cfg.launcher == 'none' or get_device() != 'cpu':  # alone, mmengine puts BN in its place
+        return
+    if cfg.get('sync_bn'):
+        fail('sync_bn asks for SyncBN, which torch computes on GPUs alone; on a CPU: --cfg-options sync_bn=None')
+    for key in _keys_of_type(cfg.model, ('SyncBN', 'MMSyncBN'), 'model'):
+        fail(
+            f'{key} is SyncBN, which torch computes on GPUs alone. On a CPU take GN, or BN with statistics of each '
+            f'process alone: --cfg-options {key}.type=BN'
+        )
+
+
+def _keys_of_type(part, types, key):
+    if isinstance(part, Mapping):
+        if part.get('type') in types:
+            yield key
+        for name, value in part.items():
+            yield from _keys_of_type(value, types, f'{key}.{name}')
+    elif isinstance(part, (list, tuple)):
+        for index, value in enumerate(part):
+            yield from _keys_of_type(value, types, f'{key}.{index}')
+
+
+@contextmanager
+def processes(cfg):
+    """Join the processes of a run for as long as it takes; one line where another of them is lost."""
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        join_on_cpu(cfg)
+    try:
+        yield
+    except RuntimeError as error:
+        lost = LOST_PROCESS.search(str(error))
+        if not is_distributed() or not lost:
+            raise
+        fail(
+            f'process {get_rank()} has lost another one, which was killed or failed ({lost[0].lower()}). '
+            'Train again with --resume: it goes on from the last checkpoint'
+        )
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
+def check_same_start(cfg):
+    """Fail if the processes of a run start from different checkpoints, as without a common work dir."""
+    starts = all_gather_object(osp.basename(cfg.get('load_from') or '') if cfg.get('resume') else '')
+    other = next((rank for rank, start in enumerate(starts) if start != starts[0]), None)
+    if other is not None:
+        fail(
+            f'process 0 would resume {starts[0] or "nothing"} and process {other} {starts[other] or "nothing"}: all '
+            f'machines must see the same {cfg.work_dir}'
+        )
 
 
 @contextmanager

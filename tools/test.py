@@ -4,7 +4,16 @@
 
 from copy import deepcopy
 
-from _common import build_runner, check_checkpoint, check_data, fail, load_config, make_parser, register_toolbox
+from _common import (
+    build_runner,
+    check_checkpoint,
+    check_data,
+    fail,
+    load_config,
+    make_parser,
+    processes,
+    register_toolbox,
+)
 from mmengine.config import ConfigDict
 
 
@@ -89,7 +98,8 @@ def main():
         set_tta(cfg, args, scope)
     if args.out is not None:
         set_out(cfg, args.out, scope)
-    build_runner(cfg).test()
+    with processes(cfg):
+        build_runner(cfg).test()
 
 
 if __name__ == '__main__':

@@ -6,11 +6,15 @@ from _common import (
     build_runner,
     check_checkpoint,
     check_data,
+    check_same_start,
+    check_samples,
     disk_errors_in_one_line,
     fail,
     find_resumable,
     load_config,
     make_parser,
+    processes,
+    refuse_sync_bn_on_cpu,
     register_toolbox,
 )
 from mmengine.device import get_device
@@ -27,6 +31,12 @@ def parse_args():
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--no-data-check',
+        action='store_false',
+        dest='data_check',
+        help='do not look at annotation files and a few pictures of each data set before',
+    )
     return parser.parse_args()
 
 
@@ -72,7 +82,9 @@ def set_hooks(cfg):
 def main():
     args = parse_args()
     cfg = load_config(args, needs=('train_dataloader', 'train_cfg', 'optim_wrapper'))
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    refuse_sync_bn_on_cpu(cfg)
+    loaders = ('train_dataloader', 'val_dataloader')
+    check_data(cfg, loaders)
     set_resume(cfg, args.resume, args.trust)
     set_amp(cfg, args.amp)
     if args.auto_scale_lr:
@@ -81,8 +93,12 @@ def main():
         cfg.auto_scale_lr.enable = True
     set_hooks(cfg)
     register_toolbox(cfg)
-    with disk_errors_in_one_line():
-        build_runner(cfg).train()
+    if args.data_check:
+        check_samples(cfg, loaders)
+    with disk_errors_in_one_line(), processes(cfg):
+        runner = build_runner(cfg)
+        check_same_start(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

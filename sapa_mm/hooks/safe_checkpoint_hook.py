@@ -5,12 +5,14 @@ import os
 import os.path as osp
 from contextlib import suppress
 
+from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
 from sapa_mm.registry import HOOKS
 
 ATOMIC_BACKEND = 'sapa_mm_atomic'
+WAITING = 'sapa_mm_checkpoints_to_remove'
 
 
 @register_backend(ATOMIC_BACKEND, force=True)
@@ -53,27 +55,35 @@ def _sync_folder(folder: str) -> None:
 
 
 class _RemoveLater:
-    """A file backend that keeps what it is asked to remove until :meth:`remove_now`."""
+    """A file backend that keeps what it is asked to remove until :meth:`remove_now`.
 
-    def __init__(self, backend):
+    What waits stands in the message hub, hence in the checkpoint that is written meanwhile: a run that goes on from it
+    removes what a kill left.
+    """
+
+    def __init__(self, backend, message_hub):
         self._backend = backend
-        self._waiting = []
+        self._message_hub = message_hub
 
     def __getattr__(self, name):
         return getattr(self._backend, name)
 
     def remove(self, path):
-        self._waiting.append((self._backend.remove, path))
+        self._message_hub.update_info(WAITING, [*self._waiting, osp.basename(path)])
 
-    def rmtree(self, path):
-        self._waiting.append((self._backend.rmtree, path))
+    rmtree = remove
 
-    def remove_now(self, keep):
-        """Remove what waits, but not the paths of ``keep``, which were written again in the meantime."""
-        waiting, self._waiting = self._waiting, []
-        for remove, path in waiting:
+    @property
+    def _waiting(self):
+        return self._message_hub.get_info(WAITING) or []
+
+    def remove_now(self, folder, keep):
+        """Remove what waits in ``folder``, but not the paths of ``keep``, which were written again in the meantime."""
+        for name in self._waiting:
+            path = self._backend.join_path(folder, name)
             if path not in keep and self._backend.exists(path):
-                remove(path)
+                (self._backend.rmtree if self._backend.isdir(path) else self._backend.remove)(path)
+        self._message_hub.update_info(WAITING, [])
 
 
 @HOOKS.register_module()
@@ -93,17 +103,19 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
             self.backend_args = dict(backend=ATOMIC_BACKEND)
-        self.file_backend = _RemoveLater(self.file_backend)
+        self.file_backend = _RemoveLater(self.file_backend, runner.message_hub)
+        self._remove_replaced(runner.message_hub.get_info('last_ckpt'))
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         super()._save_checkpoint_with_step(runner, step, meta)
-        self._remove_replaced()
+        self._remove_replaced(self.last_ckpt)
 
     def _save_best_checkpoint(self, runner, metrics):
         super()._save_best_checkpoint(runner, metrics)
-        self._remove_replaced()
+        self._remove_replaced(self.last_ckpt)
 
-    def _remove_replaced(self):
+    @master_only
+    def _remove_replaced(self, last):
         best = [self.best_ckpt_path] if hasattr(self, 'best_ckpt_path') else []
         best += getattr(self, 'best_ckpt_path_dict', {}).values()
-        self.file_backend.remove_now(keep={self.last_ckpt, *best})
+        self.file_backend.remove_now(self.out_dir, keep={last, *best})
