@@ -174,6 +174,8 @@ def test_commands(block, tmp_path):
         if 'tools/train.py' in words:
             words += ['--cfg-options', 'train_cfg.max_iters=2', 'train_dataloader.batch_size=2', 'val_cfg=None']
             words += ['val_dataloader=None', 'val_evaluator=None']
+        if 'tools/test.py' in words:
+            words += ['--cfg-options', 'test_dataloader.dataset.indices=4']
         words = [word.replace('iter_240', 'iter_2') for word in words]
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=600)
         # the doctor's status says whether something is missing
@@ -181,7 +183,7 @@ def test_commands(block, tmp_path):
         assert 'Traceback' not in done.stderr, done.stderr[-3000:]
     if block is TRAIN:
         assert (tmp_path / 'work_dirs' / 'my_segformer' / 'iter_2.pth').exists()
-        assert list((tmp_path / 'painted').rglob('*.png'))
+        assert len(list((tmp_path / 'painted').rglob('*.png'))) == 4
 
 
 @pytest.mark.parametrize('notebook', ['plain_torch', 'swap_in_a_config'])
@@ -203,6 +205,22 @@ def test_notebooks(notebook, monkeypatch):
 def test_code_of_the_pages(page):
     for block in code_blocks(page):
         run(block)
+
+
+def test_types_of_the_drawings():
+    """The line below each drawing names a registered type that takes an ``upsample_cfg``."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmdet.models')
+    from sapa_mm.registry import MODELS
+
+    lines = re.findall(rf'^```python title="{READ}"\n(.*?)^```', (DOCS / 'where.md').read_text(), re.M | re.S)
+    assert len(lines) == len(list((DOCS / 'drawings').iterdir()))
+    for line in lines:
+        page = {}
+        exec(line, page)
+        (cfg,) = (value for value in page.values() if isinstance(value, dict) and 'upsample_cfg' in value)
+        kind = MODELS.get(cfg['type'])
+        assert kind is not None and 'upsample_cfg' in kind.__init__.__code__.co_varnames, cfg
 
 
 def test_drawings_are_current(monkeypatch):
