@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CXX_SOURCES = $(shell find ops tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' 2>/dev/null)
 export PYTHON VENV
 
-.PHONY: help demo test test-classic sanitized test-sanitized fuzz setup lint format check-cuda doctor clean clean-venv
+.PHONY: help demo test test-classic sanitized test-sanitized fuzz setup docs lint format check-cuda doctor clean clean-venv
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,6 +47,15 @@ fuzz: sanitized ## call the sanitized operators with random and wrong arguments,
 
 setup: ## set up everything that `make test` needs, without running it
 	@tools/setup_env.sh test
+
+# PYTHONPATH: the notebooks run in a process of their own, in the folder of the page.
+docs: $(BIN)/mkdocs ## build the site in build/site; a warning is an error. The first time sets up as `make test`
+	PYTHONPATH=$(CURDIR) $(BIN)/mkdocs build --strict
+
+$(BIN)/mkdocs: requirements/docs.txt
+	@tools/setup_env.sh test
+	$(BIN)/python -m pip install --quiet -r requirements/docs.txt
+	@touch $@
 
 lint: $(BIN)/ruff ## check the formatting and the usual slips
 	$(BIN)/ruff check .

@@ -144,8 +144,19 @@ class BuildPyWithMim(build_py):
                 shutil.copy2(source, destination)
 
 
+def readme():
+    """README.md with absolute links: a package index shows it without the files beside it."""
+    root = Path(__file__).resolve().parent
+    url = re.search(r'^Repository = "(.+)"$', (root / 'pyproject.toml').read_text(), re.MULTILINE)[1]
+    text = (root / 'README.md').read_text()
+    text = re.sub(r'(!\[[^]]*\]\()(?!https?:)', rf'\1{url}/raw/main/', text)
+    return re.sub(r'(?<!!)(\[[^]]*\]\()(?!https?:|#)', rf'\1{url}/blob/main/', text)
+
+
 setup(
     license='Apache-2.0',
+    long_description=readme(),
+    long_description_content_type='text/markdown',
     ext_modules=[EXTENSION] if EXTENSION else [],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildPyWithMim),
     options=dict(bdist_wheel=dict(py_limited_api=ABI)) if EXTENSION else {},

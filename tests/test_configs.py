@@ -156,7 +156,8 @@ def build_with_options(monkeypatch):
 @pytest.mark.parametrize('folder', ['demo', 'segformer', 'faster_rcnn'])
 def test_options_of_the_readmes(folder, build_with_options):
     """The command that takes the place of a config per upsampler, as the folder's README shows it."""
-    (command,) = re.findall(r'^```bash\n(.*?)```', (ROOT / 'configs' / folder / 'README.md').read_text(), re.M | re.S)
+    readme = (ROOT / 'configs' / folder / 'README.md').read_text()
+    (command,) = re.findall(r'^```bash title="Read by the tests"\n(.*?)```', readme, re.M | re.S)
     python, tool, *arguments = shlex.split(command.replace('\\\n', ' '))
     assert (python, tool) == ('python', 'tools/train.py')
     upsamplers = build_with_options(*arguments)

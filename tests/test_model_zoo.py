@@ -108,6 +108,35 @@ def test_refuses_results(tool, result, message):
     assert message in problem
 
 
+@pytest.mark.parametrize(
+    ('folder', 'lines'),
+    [
+        (
+            'segformer',  # two data sets; of many upsamplers SAPA-G
+            [
+                'python tools/train.py configs/segformer/segformer_mit-b1_sapa-g_1xb16-160k_ade20k-512x512.py',
+                '  work_dirs/segformer_mit-b0_sapa-g_1xb8-2400_camvid-192x256/iter_2400.pth',
+            ],
+        ),
+        (
+            'mask2former',  # the number of GPUs is in the name
+            [
+                'tools/dist_train.sh '
+                'configs/mask2former/mask2former_swin-b-in22k-384x384-pre_sapa-g_8xb2-160k_ade20k-640x640.py 8'
+            ],
+        ),
+        (
+            'faster_rcnn',  # or in the batch size; epochs
+            ['  work_dirs/faster-rcnn_r50_fpn-sapa-g_1x_coco/epoch_12.pth 8'],
+        ),
+    ],
+)
+def test_commands(tool, folder, lines):
+    pytest.importorskip('mmdet')  # its distribution holds the bases
+    content = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())
+    assert set(lines) <= set(tool.commands(content).splitlines())
+
+
 def test_kinds_are_told_apart(tool):
     """One row per result, each with its kind."""
     results = [

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of the model zoo from its metafiles, or check that they agree.
+"""Write the commands and tables of the model zoo from its metafiles, or check that they agree.
 
 Each folder of configs has a ``metafile.yml``, in the layout of OpenMMLab's model index with two keys more: every result
 has a ``Kind``
@@ -11,7 +11,8 @@ has a ``Kind``
                 heading there, below which the figures are found
 
 and perhaps a ``Note``, and a model's ``Metadata`` name its ``Upsampler``. The table goes between two marks in the
-folder's README.md, and ``model-index.yml`` lists the metafiles. ``--costs FOLDER`` counts parameters and
+folder's README.md, below commands that train and test one model on each data set, and ``model-index.yml`` lists the
+metafiles. ``--costs FOLDER`` counts parameters and
 multiply-accumulates (MACs) of the configs in a folder, as tools/get_flops.py does, and writes them into its metafile.
 """
 
@@ -147,6 +148,46 @@ def table(content: dict) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
+def commands(content: dict) -> str:
+    """How to train and test: one model for each architecture and data set, with SAPA-G or what is next to it."""
+    chosen: dict[tuple[str, str], dict] = {}
+    for model in content['Models']:
+        group = Path(model['Config']).name.split('_')[0], model['Metadata']['Training Data']
+        if group not in chosen or rank(model) < rank(chosen[group]):
+            chosen[group] = model
+    lines = ['```bash title="Read by the tests"', 'source .venv/bin/activate  # the environment of `make test`']
+    for (_, data), model in chosen.items():
+        config, name = model['Config'], model['Name']
+        cfg = read_config(str(ROOT / config))
+        checkpoint, gpus = f'work_dirs/{name}/{last_checkpoint(cfg)}', number_of_gpus(name, cfg)
+        lines += ['', f'# {name.split("_")[0]}, {data}, ' + ('one GPU or CPU' if gpus == 1 else f'{gpus} GPUs')]
+        train, test, count = 'python tools/train.py', 'python tools/test.py', ''
+        if gpus > 1:
+            train, test, count = 'tools/dist_train.sh', 'tools/dist_test.sh', f' {gpus}'
+        lines += [f'{train} {config}{count}', f'{test} {config} \\', f'  {checkpoint}{count}']
+    return '\n'.join([*lines, '```'])
+
+
+def rank(model: dict) -> int:
+    order = ('SAPA-G', 'SAPA-B', 'SAPA-D')
+    upsampler = model['Metadata']['Upsampler'].split(',')[0]
+    return order.index(upsampler) if upsampler in order else len(order)
+
+
+def last_checkpoint(cfg) -> str:
+    """Name of the file that mmengine's CheckpointHook writes at the end."""
+    if cfg.default_hooks.checkpoint.get('by_epoch', True):
+        return f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    return f'iter_{cfg.train_cfg.max_iters}.pth'
+
+
+def number_of_gpus(name: str, cfg) -> int:
+    """As the name of the config says; mmdet's `1x` schedules are for a batch of 16 in all."""
+    if named := re.search(r'_(\d+)xb\d', name):
+        return int(named[1])
+    return cfg.auto_scale_lr.base_batch_size // cfg.train_dataloader.batch_size if '_1x_' in name else 1
+
+
 def source(result: dict) -> str:
     text = result['Source']
     if result['Kind'] == 'converted':
@@ -157,12 +198,12 @@ def source(result: dict) -> str:
 
 
 def filled(readme: str, content: dict) -> str:
-    """The README with its table written anew."""
+    """The README with its commands and table written anew."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f'the README has no place for the table: {BEGIN} and {END}')
-    return f'{before}{BEGIN}\n\n{table(content)}\n\n{END}{after}'
+    return f'{before}{BEGIN}\n\n{commands(content)}\n\n{table(content)}\n\n{END}{after}'
 
 
 def index(paths: list[Path]) -> str:
