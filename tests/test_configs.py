@@ -157,7 +157,8 @@ def build_with_options(monkeypatch):
 def test_options_of_the_readmes(folder, build_with_options):
     """The command that takes the place of a config per upsampler, as the folder's README shows it."""
     readme = (ROOT / 'configs' / folder / 'README.md').read_text()
-    (command,) = re.findall(r'^```bash title="Read by the tests"\n(.*?)```', readme, re.M | re.S)
+    blocks = re.findall(r'^```bash title="Read by the tests"\n(.*?)```', readme, re.M | re.S)
+    (command,) = (block for block in blocks if '--cfg-options' in block)
     python, tool, *arguments = shlex.split(command.replace('\\\n', ' '))
     assert (python, tool) == ('python', 'tools/train.py')
     upsamplers = build_with_options(*arguments)
@@ -424,6 +425,9 @@ def test_one_training_step(built):
     optimizer = build_optimizer(model, cfg)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) > 20
+    for name, p in trained.items():
+        if 'upsamplers' in name and not p.any():  # nothing before a layer of zeros gets a gradient
+            torch.nn.init.normal_(p, std=0.01)
     before = {name: p.detach().clone() for name, p in trained.items()}
 
     with optimizer.optim_context(model):
