@@ -184,7 +184,8 @@ class ReSFU(BaseUpsampler):
         filtered = guided_filter(query, key, self.radius // self.filter_stride, self.eps, self.filter_stride)
         scores = self._scores(self.semantic_scores, key, filtered)
         scores = scores + self._scores(self.detail_scores, gaussian(query), query)
-        return scores.masked_fill(self._outside(guide), OUTSIDE).softmax(1)
+        # half precision has no number as low as OUTSIDE
+        return full_precision(scores).masked_fill(self._outside(guide), OUTSIDE).softmax(1).to(scores.dtype)
 
     def _scores(self, module: nn.Module, key: Tensor, query: Tensor) -> Tensor:
         if self.lr_mult == 1:
