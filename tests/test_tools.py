@@ -428,6 +428,46 @@ def test_sunrgbd_converter(tmp_path):
     )
 
 
+def test_dsb2018_converter(tmp_path):
+    """Two pictures with two and three nuclei, one of the test split by its name; an empty mask is no nucleus."""
+    coco = pytest.importorskip('pycocotools.coco')
+    test_name = (
+        json.loads((TOOLS / 'dataset_converters' / 'dsb2018_splits.json').read_text())['test'].split()[0] + 'f' * 58
+    )
+    source = tmp_path / 'stage1_train'
+    masks = {}
+    for name, count in (('f' * 64, 2), (test_name, 3)):
+        picture = np.full((20, 30, 4), 90, np.uint8)
+        for i in range(count + 1):
+            mask = np.zeros((20, 30), np.uint8)
+            if i < count:
+                mask[3 * i : 3 * i + 4, 5 + i : 12 + 2 * i] = 255
+                mask[3 * i, 5 + i] = 0  # no rectangle
+                masks.setdefault(name, []).append(mask)
+            (source / name / 'masks').mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(source / name / 'masks' / f'mask{i}.png'), mask)
+        (source / name / 'images').mkdir()
+        cv2.imwrite(str(source / name / 'images' / f'{name}.png'), picture)
+    run('dataset_converters/dsb2018.py', source, tmp_path / 'out')
+    for split, name in (('train', 'f' * 64), ('test', test_name)):
+        found = coco.COCO(str(tmp_path / 'out' / 'annotations' / f'{split}.json'))
+        (image,) = found.loadImgs(found.getImgIds())
+        assert (image['file_name'], image['height'], image['width']) == (f'{name[:16]}.jpg', 20, 30)
+        assert cv2.imread(str(tmp_path / 'out' / 'images' / split / image['file_name'])).shape == (20, 30, 3)
+        annotations = found.loadAnns(found.getAnnIds())
+        for annotation, mask in zip(annotations, masks[name], strict=True):
+            assert np.array_equal(found.annToMask(annotation), mask > 0)
+            y, x = np.nonzero(mask)
+            left, top, width, height = annotation['bbox']
+            assert (left, top, left + width - 1, top + height - 1) == (x.min(), y.min(), x.max(), y.max())
+            assert annotation['area'] == (mask > 0).sum()
+    assert not json.loads((tmp_path / 'out' / 'annotations' / 'val.json').read_text())['images']
+    cv2.imwrite(str(source / test_name / 'masks' / 'mask0.png'), np.zeros((20, 31), np.uint8))
+    assert 'has (20, 31) pixels, its picture (20, 30)' in run(
+        'dataset_converters/dsb2018.py', source, tmp_path / 'other', status=1
+    )
+
+
 def test_demo(tmp_path):
     """All steps of the demo, with a training too short to learn anything."""
     arguments, settings = command('demo.py', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=9')
