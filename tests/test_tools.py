@@ -102,6 +102,18 @@ def run(tool, *args, status=0):
     return done.stdout
 
 
+def start(tool, *args):
+    arguments, options = command(tool, *args)
+    return subprocess.Popen(arguments, **{**options, 'stdout': subprocess.DEVNULL})
+
+
+def wait_until(reached, process):
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, 'it ended, or took too long'
+        time.sleep(0.005)
+
+
 def weights(path):
     return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
 
@@ -426,6 +438,94 @@ def test_sunrgbd_converter(tmp_path):
     assert '4 labels do not fit 2 test and 3 training images' in run(
         'dataset_converters/sunrgbd.py', *folders, tmp_path / 'other', status=1
     )
+
+
+STUDY = """
+config = 'config.py'
+baseline = 'bilinear'
+upsamplers = {'bilinear': dict(type='sapa_mm.Bilinear'), 'SAPA-B': dict(type='sapa_mm.SAPA', embed_dims=4)}
+seeds = [3, 5]
+metrics = ['mIoU', '2px/bIoU']
+options = {
+    'train_cfg.max_iters': 8, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 2,
+    'default_hooks.checkpoint.save_best': 'mIoU', 'default_hooks.logger.interval': 1,
+    'test_evaluator': [
+        dict(type='sapa_mm.ClassIoU'), dict(type='sapa_mm.BoundaryIoU', width=2, per_class=True, prefix='2px')]}
+"""
+
+
+def test_compare_goes_on_after_kills(config, tmp_path):
+    """A study that is killed twice gives the same figures as one that is left alone; no finished run is run again."""
+    pytest.importorskip('scipy')
+    shutil.copy(config, tmp_path / 'config.py')
+    study = tmp_path / 'study.py'
+    study.write_text(STUDY)
+    names = [f'{name}_s{seed}' for seed in (3, 5) for name in ('bilinear', 'SAPA-B')]
+    killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+
+    def checkpoint(number):
+        return list((killed / names[number].replace('_', '/')).glob('iter_*.pth'))
+
+    for reached in (lambda: checkpoint(0), lambda: checkpoint(1) and (killed / 'runs' / f'{names[0]}.json').exists()):
+        process = start('compare.py', study, '--work-dir', killed)
+        wait_until(reached, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    first = (killed / 'runs' / f'{names[0]}.json').stat().st_mtime_ns
+    run('compare.py', study, '--work-dir', killed, '--jobs', 2)
+    out = run('compare.py', study, '--work-dir', whole, '--jobs', 2)
+    assert (killed / 'runs' / f'{names[0]}.json').stat().st_mtime_ns == first
+
+    def figures(folder, name):
+        found = json.loads((folder / 'runs' / f'{name}.json').read_text())
+        tests = {test: {k: v for k, v in x.items() if 'time' not in k} for test, x in found['tests'].items()}
+        validation = {step: entry['mIoU'] for step, entry in found['validation'].items()}
+        return tests, validation, found['loss'], found['parameters'], found['macs']
+
+    for name in names:
+        tests, validation, loss, parameters, macs = figures(whole, name)
+        assert (tests, validation, loss, parameters, macs) == figures(killed, name)
+        assert tests['last']['checkpoint'] == 'iter_8.pth' and tests['best']['checkpoint'].startswith('best_mIoU')
+        assert list(loss) == [str(step) for step in range(1, 9)] and list(validation) == ['4', '8']
+        assert {'mIoU', 'IoU.a', '2px/bIoU', '2px/bIoU.c'} <= tests['last'].keys()
+        assert parameters > 0 and macs > 0
+    assert figures(whole, names[0]) != figures(whole, names[2])  # another seed
+
+    # the table, by hand
+    accuracy = (whole / 'report.md').read_text().partition('## Cost')[0]
+    assert accuracy == (killed / 'report.md').read_text().partition('## Cost')[0]
+    last = {name: figures(whole, name)[0]['last']['mIoU'] for name in names}
+    a, b = (last[f'SAPA-B_s{seed}'] - last[f'bilinear_s{seed}'] for seed in (3, 5))
+    half = 12.7062 * abs(a - b) / 2  # Student's t of one degree of freedom
+    assert f'{(a + b) / 2:+.2f} [{(a + b) / 2 - half:+.2f}, {(a + b) / 2 + half:+.2f}]' in accuracy
+    assert '4 of 4 runs are finished. Of an upsampler with fewer than 3 seeds nothing can be concluded.' in out.replace(
+        '\n', ' '
+    )
+    report = (whole / 'report.html').read_text()
+    assert report.count('data:image/png;base64,') == 1 and 'src="http' not in report
+
+    study.write_text(STUDY.replace("'train_cfg.max_iters': 8", "'train_cfg.max_iters': 10"))
+    assert 'is of another config or other options' in run('compare.py', study, '--work-dir', whole, status=2)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (("baseline = 'bilinear'", "baseline = 'nearest'"), "the baseline 'nearest' is none of the upsamplers"),
+        (('seeds = [3, 5]', 'seeds = []'), 'has no seeds'),
+        (('seeds = [3, 5]', 'seeds = [3, 3]'), 'a seed is named twice'),
+        (("config = 'config.py'", "config = 'config.py'; place = 'model.nek.x'"), 'has no model.nek'),
+    ],
+)
+def test_compare_refuses(config, tmp_path, monkeypatch, capsys, change, message):
+    shutil.copy(config, tmp_path / 'config.py')
+    (tmp_path / 'study.py').write_text(STUDY.replace(*change))
+    monkeypatch.syspath_prepend(str(TOOLS))
+    compare = importlib.import_module('compare')
+    with pytest.raises(SystemExit):
+        study = compare.read_study(tmp_path / 'study.py')
+        compare.config_text(tmp_path / 'study.py', study, 'bilinear', 3)
+    assert message in capsys.readouterr().err
 
 
 def test_dsb2018_converter(tmp_path):
