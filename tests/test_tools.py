@@ -18,7 +18,7 @@ import pytest
 import torch
 
 pytest.importorskip('mmseg')
-from tool_helpers import ROOT, TOOLS, command, make_tiny, run, weights
+from tool_helpers import ROOT, TOOLS, command, make_tiny, run, start, wait_until, weights
 
 cv2 = pytest.importorskip('cv2')
 
@@ -348,6 +348,134 @@ def test_sunrgbd_converter(tmp_path):
     (tmp_path / 'labels' / 'img-000005.png').unlink()
     assert '4 labels do not fit 2 test and 3 training images' in run(
         'dataset_converters/sunrgbd.py', *folders, tmp_path / 'other', status=1
+    )
+
+
+STUDY = """
+config = 'config.py'
+baseline = 'bilinear'
+upsamplers = {'bilinear': dict(type='sapa_mm.Bilinear'), 'SAPA-B': dict(type='sapa_mm.SAPA', embed_dims=4)}
+seeds = [3, 5]
+metrics = ['mIoU', '2px/bIoU']
+options = {
+    'train_cfg.max_iters': 8, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 2,
+    'default_hooks.checkpoint.save_best': 'mIoU', 'default_hooks.logger.interval': 1,
+    'test_evaluator': [
+        dict(type='sapa_mm.ClassIoU'), dict(type='sapa_mm.BoundaryIoU', width=2, per_class=True, prefix='2px')]}
+"""
+
+
+def test_compare_goes_on_after_kills(config, tmp_path):
+    """A study that is killed twice gives the same figures as one that is left alone; no finished run is run again."""
+    pytest.importorskip('scipy')
+    shutil.copy(config, tmp_path / 'config.py')
+    study = tmp_path / 'study.py'
+    study.write_text(STUDY)
+    names = [f'{name}_s{seed}' for seed in (3, 5) for name in ('bilinear', 'SAPA-B')]
+    killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+
+    def checkpoint(number):
+        return list((killed / names[number].replace('_', '/')).glob('iter_*.pth'))
+
+    for reached in (lambda: checkpoint(0), lambda: checkpoint(1) and (killed / 'runs' / f'{names[0]}.json').exists()):
+        process = start('compare.py', study, '--work-dir', killed)
+        wait_until(reached, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    first = (killed / 'runs' / f'{names[0]}.json').stat().st_mtime_ns
+    run('compare.py', study, '--work-dir', killed, '--jobs', 2)
+    out = run('compare.py', study, '--work-dir', whole, '--jobs', 2)
+    assert (killed / 'runs' / f'{names[0]}.json').stat().st_mtime_ns == first
+
+    def figures(folder, name):
+        found = json.loads((folder / 'runs' / f'{name}.json').read_text())
+        tests = {test: {k: v for k, v in x.items() if 'time' not in k} for test, x in found['tests'].items()}
+        validation = {step: entry['mIoU'] for step, entry in found['validation'].items()}
+        return tests, validation, found['loss'], found['parameters'], found['macs']
+
+    for name in names:
+        tests, validation, loss, parameters, macs = figures(whole, name)
+        assert (tests, validation, loss, parameters, macs) == figures(killed, name)
+        assert tests['last']['checkpoint'] == 'iter_8.pth' and tests['best']['checkpoint'].startswith('best_mIoU')
+        assert list(loss) == [str(step) for step in range(1, 9)] and list(validation) == ['4', '8']
+        assert {'mIoU', 'IoU.a', '2px/bIoU', '2px/bIoU.c'} <= tests['last'].keys()
+        assert parameters > 0 and macs > 0
+    assert figures(whole, names[0]) != figures(whole, names[2])  # another seed
+
+    # the table, by hand
+    accuracy = (whole / 'report.md').read_text().partition('## Cost')[0]
+    assert accuracy == (killed / 'report.md').read_text().partition('## Cost')[0]
+    last = {name: figures(whole, name)[0]['last']['mIoU'] for name in names}
+    a, b = (last[f'SAPA-B_s{seed}'] - last[f'bilinear_s{seed}'] for seed in (3, 5))
+    half = 12.7062 * abs(a - b) / 2  # Student's t of one degree of freedom
+    assert f'{(a + b) / 2:+.2f} [{(a + b) / 2 - half:+.2f}, {(a + b) / 2 + half:+.2f}]' in accuracy
+    assert '4 of 4 runs are finished. Of an upsampler with fewer than 3 seeds nothing can be concluded.' in out.replace(
+        '\n', ' '
+    )
+    report = (whole / 'report.html').read_text()
+    assert report.count('data:image/png;base64,') == 1 and 'src="http' not in report
+
+    study.write_text(STUDY.replace("'train_cfg.max_iters': 8", "'train_cfg.max_iters': 10"))
+    assert 'is of another config or other options' in run('compare.py', study, '--work-dir', whole, status=2)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (("baseline = 'bilinear'", "baseline = 'nearest'"), "the baseline 'nearest' is none of the upsamplers"),
+        (('seeds = [3, 5]', 'seeds = []'), 'has no seeds'),
+        (('seeds = [3, 5]', 'seeds = [3, 3]'), 'a seed is named twice'),
+        (("config = 'config.py'", "config = 'config.py'; place = 'model.nek.x'"), 'has no model.nek'),
+    ],
+)
+def test_compare_refuses(config, tmp_path, monkeypatch, capsys, change, message):
+    shutil.copy(config, tmp_path / 'config.py')
+    (tmp_path / 'study.py').write_text(STUDY.replace(*change))
+    monkeypatch.syspath_prepend(str(TOOLS))
+    compare = importlib.import_module('compare')
+    with pytest.raises(SystemExit):
+        study = compare.read_study(tmp_path / 'study.py')
+        compare.config_text(tmp_path / 'study.py', study, 'bilinear', 3)
+    assert message in capsys.readouterr().err
+
+
+def test_dsb2018_converter(tmp_path):
+    """Two pictures with two and three nuclei, one of the test split by its name; an empty mask is no nucleus."""
+    coco = pytest.importorskip('pycocotools.coco')
+    test_name = (
+        json.loads((TOOLS / 'dataset_converters' / 'dsb2018_splits.json').read_text())['test'].split()[0] + 'f' * 58
+    )
+    source = tmp_path / 'stage1_train'
+    masks = {}
+    for name, count in (('f' * 64, 2), (test_name, 3)):
+        picture = np.full((20, 30, 4), 90, np.uint8)
+        for i in range(count + 1):
+            mask = np.zeros((20, 30), np.uint8)
+            if i < count:
+                mask[3 * i : 3 * i + 4, 5 + i : 12 + 2 * i] = 255
+                mask[3 * i, 5 + i] = 0  # no rectangle
+                masks.setdefault(name, []).append(mask)
+            (source / name / 'masks').mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(source / name / 'masks' / f'mask{i}.png'), mask)
+        (source / name / 'images').mkdir()
+        cv2.imwrite(str(source / name / 'images' / f'{name}.png'), picture)
+    run('dataset_converters/dsb2018.py', source, tmp_path / 'out')
+    for split, name in (('train', 'f' * 64), ('test', test_name)):
+        found = coco.COCO(str(tmp_path / 'out' / 'annotations' / f'{split}.json'))
+        (image,) = found.loadImgs(found.getImgIds())
+        assert (image['file_name'], image['height'], image['width']) == (f'{name[:16]}.jpg', 20, 30)
+        assert cv2.imread(str(tmp_path / 'out' / 'images' / split / image['file_name'])).shape == (20, 30, 3)
+        annotations = found.loadAnns(found.getAnnIds())
+        for annotation, mask in zip(annotations, masks[name], strict=True):
+            assert np.array_equal(found.annToMask(annotation), mask > 0)
+            y, x = np.nonzero(mask)
+            left, top, width, height = annotation['bbox']
+            assert (left, top, left + width - 1, top + height - 1) == (x.min(), y.min(), x.max(), y.max())
+            assert annotation['area'] == (mask > 0).sum()
+    assert not json.loads((tmp_path / 'out' / 'annotations' / 'val.json').read_text())['images']
+    cv2.imwrite(str(source / test_name / 'masks' / 'mask0.png'), np.zeros((20, 31), np.uint8))
+    assert 'has (20, 31) pixels, its picture (20, 30)' in run(
+        'dataset_converters/dsb2018.py', source, tmp_path / 'other', status=1
     )
 
 

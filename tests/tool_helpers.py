@@ -98,6 +98,18 @@ def run(tool, *args, status=0):
     return done.stdout
 
 
+def start(tool, *args):
+    arguments, options = command(tool, *args)
+    return subprocess.Popen(arguments, **{**options, 'stdout': subprocess.DEVNULL})
+
+
+def wait_until(reached, process):
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, 'it ended, or took too long'
+        time.sleep(0.005)
+
+
 def weights(path):
     return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
 

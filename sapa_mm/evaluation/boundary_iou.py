@@ -33,12 +33,16 @@ class BoundaryIoU(BaseMetric):
 
     Args:
         dilation_ratio (float): Width of the regions as a part of the image's diagonal, positive. Defaults to 0.02.
+        width (int, optional): Width of the regions in pixels of the truth, positive, in place of ``dilation_ratio``.
+            Defaults to None. For several widths take a metric for each, with a ``prefix`` of its own.
+        per_class (bool): Give the figure of each class too, as ``bIoU.CLASS``. Defaults to False.
         ignore_index (int): Label that is not scored. Defaults to 255.
         collect_device (str): ``'cpu'`` or ``'gpu'``, where ranks exchange their counts. Defaults to ``'cpu'``.
         prefix (str, optional): Put before the name of the result, ``bIoU``. Defaults to None.
 
     Raises:
-        ValueError: If ``dilation_ratio`` is not positive, or a map has another size or a label that is no class.
+        ValueError: If ``dilation_ratio`` is not positive or ``width`` no positive integer, or a map has another size or
+            a label that is no class.
 
     Source: https://arxiv.org/abs/2103.16562
     """
@@ -49,12 +53,18 @@ class BoundaryIoU(BaseMetric):
         ignore_index: int = 255,
         collect_device: str = 'cpu',
         prefix: str | None = None,
+        width: int | None = None,
+        per_class: bool = False,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if not dilation_ratio > 0:
             raise ValueError(f'dilation_ratio must be positive, got {dilation_ratio}')
+        if width is not None and (not isinstance(width, int) or width < 1):
+            raise ValueError(f'width must be a positive integer or None, got {width!r}')
         self.dilation_ratio = dilation_ratio
         self.ignore_index = ignore_index
+        self.width = width
+        self.per_class = per_class
 
     def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
         """Count one batch.
@@ -66,7 +76,7 @@ class BoundaryIoU(BaseMetric):
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
             pred, truth = (sample[key]['data'].squeeze(0).cpu().numpy() for key in ('pred_sem_seg', 'gt_sem_seg'))
-            counts = boundary_counts(pred, truth, num_classes, self.dilation_ratio, self.ignore_index)
+            counts = boundary_counts(pred, truth, num_classes, self.dilation_ratio, self.ignore_index, self.width)
             self.results.append(counts)
 
     def compute_metrics(self, results: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -76,7 +86,8 @@ class BoundaryIoU(BaseMetric):
             results: Intersections and unions of all classes, one pair per image.
 
         Returns:
-            ``bIoU``: mean over the classes that have a boundary region in either map, in percent.
+            ``bIoU``: mean over the classes that have a boundary region in either map, in percent. With ``per_class``,
+            ``bIoU.CLASS`` of each of these classes.
         """
         intersection, union = (np.sum(counts, axis=0) for counts in zip(*results))
         with np.errstate(invalid='ignore'):
@@ -84,11 +95,20 @@ class BoundaryIoU(BaseMetric):
         logger = MMLogger.get_current_instance()
         lines = [f'{name}: {value:.2f}' for name, value in zip(self.dataset_meta['classes'], iou)]
         print_log('boundary IoU per class: ' + ', '.join(lines), logger=logger)
-        return dict(bIoU=float(np.round(np.nanmean(iou), 2)) if union.any() else math.nan)
+        metrics = dict(bIoU=float(np.round(np.nanmean(iou), 2)) if union.any() else math.nan)
+        if self.per_class:
+            classes = zip(self.dataset_meta['classes'], iou, union)
+            metrics.update((f'bIoU.{name}', float(np.round(value, 2))) for name, value, pixels in classes if pixels)
+        return metrics
 
 
 def boundary_counts(
-    pred: np.ndarray, truth: np.ndarray, num_classes: int, dilation_ratio: float = 0.02, ignore_index: int = 255
+    pred: np.ndarray,
+    truth: np.ndarray,
+    num_classes: int,
+    dilation_ratio: float = 0.02,
+    ignore_index: int = 255,
+    width: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of the boundary regions of every class in one image.
 
@@ -98,6 +118,7 @@ def boundary_counts(
         num_classes: Number of classes.
         dilation_ratio: Width of the regions as a part of the diagonal.
         ignore_index: Label that is not scored.
+        width: Width of the regions in pixels, in place of ``dilation_ratio``.
 
     Returns:
         Two int64 arrays ``(num_classes,)``: numbers of pixels.
@@ -112,7 +133,7 @@ def boundary_counts(
         wrong = scored & ((labels < 0) | (labels >= num_classes))
         if wrong.any():
             raise ValueError(f'labels must be in [0, {num_classes}), the {name} has {labels[wrong][0]}')
-    radius = max(1, round(dilation_ratio * math.hypot(*pred.shape)))
+    radius = width or max(1, round(dilation_ratio * math.hypot(*pred.shape)))
     # What belongs to no class has the label `num_classes`. cv2 has no int64, and is fastest with a byte per pixel.
     dtype = np.uint8 if num_classes <= 255 else np.uint16
     pred, truth = (np.where(scored, labels, num_classes).astype(dtype) for labels in (pred, truth))

@@ -221,6 +221,32 @@ def draw_upsampled(models: Mapping[str, Sequence[Stage]]):
     return figure
 
 
+def draw_maps(picture: np.ndarray, rows: Sequence[Mapping[str, Tensor]]):
+    """Draw a picture beside maps of it, a row for each feature, such as before and after upsampling.
+
+    All maps of a row have the basis and the range of its first one, so equal colours are equal values.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8.
+        rows: Maps ``(C, h, w)`` by title, as many in each row; of one number of channels within a row.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        ValueError: If there is no map, or rows differ in number.
+    """
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise ValueError(f'rows must have one and the same number of maps, got {[len(row) for row in rows]}')
+    figure, grid = _grid(len(rows), len(rows[0]) + 1)
+    for axes, row in zip(grid, rows, strict=True):
+        _show(axes[0], 'picture', picture)
+        basis = _Basis.of(next(iter(row.values())))
+        for place, (title, x) in zip(axes[1:], row.items(), strict=True):
+            _show(place, title, basis.colours(x))
+    return figure
+
+
 def draw_row(pictures: Mapping[str, np.ndarray]):
     """Draw pictures, ``(H, W, 3)``, side by side with their names: a ``matplotlib.figure.Figure``."""
     figure, rows = _grid(1, len(pictures))

@@ -160,3 +160,28 @@ def test_refuses_maps():
         boundary_counts(truth + 3, truth, 3)
     with pytest.raises(ValueError, match=r'in \[0, 3\), the truth has -1'):
         boundary_counts(truth, truth - 1, 3)
+
+
+def test_width_in_pixels_and_classes():
+    """Any size of map has regions of the same width; a class that is nowhere has no figure."""
+    truth = np.zeros((20, 30), int)
+    truth[5:15, 5:20] = 1
+    pred = np.roll(truth, 1, 1)
+    metric = BoundaryIoU(width=2, per_class=True)
+    metric.dataset_meta = dict(classes=CLASSES)
+    sample = dict(
+        pred_sem_seg=dict(data=torch.from_numpy(pred)[None]), gt_sem_seg=dict(data=torch.from_numpy(truth)[None])
+    )
+    metric.process(None, [sample])
+    found = metric.evaluate(1)
+    regions = [[region(labels == c, 2) for labels in (pred, truth)] for c in range(2)]
+    expected = [100 * (a & b).sum() / (a | b).sum() for a, b in regions]
+    assert found == pytest.approx(
+        {'bIoU': np.mean(expected), 'bIoU.sky': expected[0], 'bIoU.tree': expected[1]}, abs=0.006
+    )
+
+
+@pytest.mark.parametrize('width', [0, -1, 1.5])
+def test_width_must_be_a_positive_integer(width):
+    with pytest.raises(ValueError, match='width must be a positive integer or None'):
+        BoundaryIoU(width=width)
