@@ -111,6 +111,9 @@ class SafeCheckpointHook(CheckpointHook):
         self._remove_replaced(self.last_ckpt)
 
     def _save_best_checkpoint(self, runner, metrics):
+        # The best score goes into every later checkpoint. As a number of numpy, as mmseg's mIoU is, it would not be
+        # plain data, and tools that read checkpoints as data alone would pass over them.
+        metrics = {key: x.item() if hasattr(x, 'item') else x for key, x in metrics.items()}
         super()._save_best_checkpoint(runner, metrics)
         self._remove_replaced(self.last_ckpt)
 

@@ -264,8 +264,8 @@ def render(results):
     """The tables between the marks of the page."""
     lines = [BEGIN, '', '| | ' + ' | '.join(CELLS) + ' |', '| --- ' * (len(CELLS) + 1) + '|']
     for name in VARIANTS:
-        cells = results['rows'][name]['cells']
-        lines.append(f'| {name} | ' + ' | '.join(cells[column] for column in CELLS) + ' |')
+        cells = results['rows'].get(name, {}).get('cells', {})
+        lines.append(f'| {name} | ' + ' | '.join(cells.get(column, 'not run') for column in CELLS) + ' |')
     height, width = TIMED[1]
     lines += [
         '',
@@ -278,7 +278,7 @@ def render(results):
         '| --- | --- | --- | --- | --- |',
     ]
     for name in VARIANTS:
-        timed = results['rows'][name].get('times') or {}
+        timed = results['rows'].get(name, {}).get('times') or {}
         cells = (f'{timed[label]:.1f}' if label in timed else '-' for label in ('eager', 'static', 'dynamic', 'onnx'))
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     return '\n'.join([*lines, '', END])
@@ -324,9 +324,9 @@ def main():
             kept['times'] = {**kept.get('times', {}), **timed}
             RESULTS.write_text(json.dumps(results, indent=1) + '\n')
             print(f'{name} ({time.time() - begin:.0f} s): {kept}', flush=True)
-    if all(name in results['rows'] for name in VARIANTS):
-        results['rows'] = {name: results['rows'][name] for name in VARIANTS}
-        write_page(results)
+    results['rows'] = {name: results['rows'][name] for name in VARIANTS if name in results['rows']}
+    RESULTS.write_text(json.dumps(results, indent=1) + '\n')
+    write_page(results)
 
 
 if __name__ == '__main__':
