@@ -163,8 +163,14 @@ def test_dist_train(config, alone):
     folder = config.parent / 'script'
     environment = dict(os.environ, PORT=str(free_port()), CUDA_VISIBLE_DEVICES='', PYTHON=sys.executable)
     line = ['bash', TOOLS / 'dist_train.sh', config, '2', '--work-dir', folder]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    log = config.parent / 'script.txt'
+    with log.open('w') as file:
+        process = subprocess.Popen(line, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        process.wait(200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == 0, log.read_text()[-3000:]
     assert_close(folder, alone)
 
 
