@@ -59,10 +59,14 @@ def zeroed(operator, index):
 
 MUTANTS = [
     # ---- the definition
-    Mutant('window of the definition off by one', 'sapa_mm/ops/reference.py',
-           'F.pad(x, (radius,) * 4)', 'F.pad(x, (radius + 1, radius - 1, radius, radius))', f'{OPS}/test_reference.py'),
-    Mutant('border of the definition clamped', 'sapa_mm/ops/reference.py',
-           'F.pad(x, (radius,) * 4)', "F.pad(x, (radius,) * 4, mode='replicate')", f'{OPS}/test_reference.py'),
+    Mutant('window of the definition off by one', 'sapa_mm/ops/borders.py',
+           'pad(x, (radius,) * 4)', 'pad(x, (radius + 1, radius - 1, radius, radius))', f'{OPS}/test_reference.py'),
+    Mutant('border of the definition clamped', 'sapa_mm/ops/borders.py',
+           'pad(x, (radius,) * 4)', "F.pad(x, (radius,) * 4, mode='replicate')", f'{OPS}/test_reference.py'),
+    Mutant('windows of the definition not moved inwards', 'sapa_mm/ops/reference.py',
+           '.clamp(max=size - kernel_size).clamp(min=0)', '', f'{OPS}/test_reference.py'),
+    Mutant('keys outside take part', 'sapa_mm/ops/borders.py',
+           'value=torch.finfo(key.dtype).min / 2', 'value=0.0', f'{OPS}/test_borders.py'),
     Mutant('eps of the definition dropped', 'sapa_mm/ops/reference.py',
            'keepdim=True) + EPS)', 'keepdim=True))', f'{OPS}/test_reference.py {AFFILIATION}'),
     Mutant('cells of the definition rounded', 'sapa_mm/ops/maps.py',
@@ -97,12 +101,12 @@ MUTANTS = [
            f'{UPSAMPLERS}/test_sapa_deform.py -k positions'),
     # ---- CUDA, run on the host
     Mutant('CUDA border clamped', 'ops/cuda/*.cuh',
-           'shared[i] = inside ? static_cast<acc_t>(map.at(place.n, first_channel + c0 + i / halo, y, x)) : acc_t(0);',
-           'shared[i] = static_cast<acc_t>(map.at(place.n, first_channel + c0 + i / halo, '
-           'y < 0 ? 0 : y < g.h ? y : g.h - 1, x < 0 ? 0 : x < g.w ? x : g.w - 1)) + 0 * inside;',
+           'shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);',
+           'shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : static_cast<acc_t>(map.at(place.n, '
+           'first_channel + c0 + c, y < 0 ? 0 : y < g.h ? y : g.h - 1, x < 0 ? 0 : x < g.w ? x : g.w - 1));',
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA window off by one', 'ops/cuda/*.cuh',
-           'halo_x = cell_of(x0, g.W, g.w) -', 'halo_x = cell_of(x0, g.W, g.w) + 1 -',
+           'halo_x = g.columns().cell_of(x0) -', 'halo_x = g.columns().cell_of(x0) + 1 -',
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA eps dropped', 'ops/cuda/*.cuh',
            'if (!softmax) sum += acc_t(kEpsilon);', '', f'{ON_HOST} -k each_normalization'),
@@ -113,9 +117,9 @@ MUTANTS = [
            'grads[t] = taps[t] * (grads[t] - mean);', 'grads[t] = taps[t] * grads[t];',
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA spread one cell short', 'ops/cuda/*.cuh',
-           'cell_x <= x + radius', 'cell_x < x + radius', f'{ON_HOST} -k "test_affiliation and x2"'),
+           'cell_x <= right', 'cell_x < right', f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA tap transposed in spread', 'ops/cuda/*.cuh',
-           '(y - cell_y + radius) * K + (x - cell_x + radius)', '(x - cell_x + radius) * K + (y - cell_y + radius)',
+           '(y - cell_y + radius)) * K + (x - cell_x + radius)', '(x - cell_x + radius)) * K + (y - cell_y + radius)',
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA offset swaps height and width', 'ops/cuda/*.cuh',
            'offset.at(n, channel + 1, row, column)', 'offset.at(n, channel, row, column)', f'{ON_HOST} -k sampling'),
