@@ -32,7 +32,7 @@ def extend(x: Tensor, radius: int, border: str) -> Tensor:
     Unlike ``F.pad``, it reflects by more than the map's size too.
     """
     if border not in ('replicate', 'reflect'):
-        return pad(x, (radius,) * 4)
+        return F.pad(x, (radius,) * 4)
     layout = memory_format(x)
     for dim in (2, 3):
         last = x.shape[dim] - 1
