@@ -360,6 +360,7 @@ metrics = ['mIoU', '2px/bIoU']
 options = {
     'train_cfg.max_iters': 8, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 2,
     'default_hooks.checkpoint.save_best': 'mIoU', 'default_hooks.logger.interval': 1,
+    'default_hooks.logger.log_metric_by_epoch': False,
     'test_evaluator': [
         dict(type='sapa_mm.ClassIoU'), dict(type='sapa_mm.BoundaryIoU', width=2, per_class=True, prefix='2px')]}
 """
