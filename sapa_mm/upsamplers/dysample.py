@@ -3,10 +3,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..registry import MODELS
 from .base import BaseUpsampler, fit, pixel_shuffle, require_choice, require_positive_int
+from .sampling import sample_grid
 
 STYLES = ('lp', 'pl')
 
@@ -118,7 +118,7 @@ class DySample(BaseUpsampler):
         batch, _, height, width = feature.shape
         grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
         grouped = feature.to(grid.dtype).unflatten(1, (self.groups, -1)).flatten(0, 1)
-        out = F.grid_sample(grouped, grid, mode='bilinear', padding_mode='border', align_corners=False)
+        out = sample_grid(grouped, grid)
         return out.unflatten(0, (batch, self.groups)).flatten(1, 2).to(feature.dtype)
 
     def positions(self, feature: Tensor, guide: Tensor) -> Tensor:

@@ -342,14 +342,15 @@ def cut_short(size: tuple[int, int], cells: tuple[int, int], device=None) -> boo
 def with_similarities(x: Tensor) -> Tensor:
     """``x``, ``(N, C, H, W)``, and the cosine of each position with the eight two positions away, 0 outside."""
     height, width = x.shape[2:]
-    padded = F.pad(x, (2, 2, 2, 2))
+    fine = full_precision(x)  # in half precision the eps is 0
+    padded = F.pad(fine, (2, 2, 2, 2))
     cosines = [
-        F.cosine_similarity(x, padded[:, :, row : row + height, column : column + width], dim=1, eps=1e-8)
+        F.cosine_similarity(fine, padded[:, :, row : row + height, column : column + width], dim=1, eps=1e-8)
         for row in (0, 2, 4)
         for column in (0, 2, 4)
         if (row, column) != (2, 2)
     ]
-    return torch.cat([x, torch.stack(cosines, 1)], 1)
+    return torch.cat([x, torch.stack(cosines, 1).to(x.dtype)], 1)
 
 
 def weighted_softmax(logits: Tensor, weights: Tensor | None) -> Tensor:

@@ -24,8 +24,15 @@ def sample(x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
-    out = F.grid_sample(x.to(grid.dtype), grid, mode='bilinear', padding_mode='border', align_corners=False)
-    return out.to(x.dtype)
+    return sample_grid(x.to(grid.dtype), grid).to(x.dtype)
+
+
+def sample_grid(x: Tensor, grid: Tensor) -> Tensor:
+    """``F.grid_sample``, borders repeated; NaN at positions that are NaN, where torch's backward ends the process."""
+    lost = grid.isnan().any(-1)
+    grid = grid.masked_fill(lost[..., None], 0)
+    out = F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
+    return out.masked_fill(lost[:, None], float('nan'))
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from sapa_mm.registry import MODELS
-from sapa_mm.upsamplers import UPSAMPLERS, BaseUpsampler, build_upsampler
+from sapa_mm.upsamplers import UPSAMPLERS, VARIANTS, BaseUpsampler, build_upsampler
 from sapa_mm.upsamplers.base import warn_of_swapped_arguments
 
 PLACES = tuple(f'sapa_mm.{place}' for place in ('necks', 'decode_heads', 'pixel_decoders', 'backbones'))
@@ -398,3 +398,12 @@ def test_bad_channels(name, option):
     kind = UPSAMPLERS[name]
     with pytest.raises(ValueError, match=f'{option} must be a positive integer, got 0'):
         kind(**{'in_channels': CHANNELS, option: 0})
+
+
+@pytest.mark.parametrize('name', ['DySample', 'FreqFusion', 'DLU', 'FlowAlign'])
+def test_nan_positions_do_not_end_the_process(name):
+    """torch's grid_sample reads anywhere in the backward of positions that are NaN."""
+    module = MODELS.build(dict(VARIANTS[name], in_channels=32))
+    feature, guide = torch.full((1, 32, 5, 6), torch.nan, requires_grad=True), torch.randn(1, 32, 10, 12)
+    module(feature, guide).sum().backward()
+    assert feature.grad.isnan().any()
