@@ -30,6 +30,11 @@ no_warning = pytest.mark.skipif(
     not hasattr(torch.library, 'register_vmap'), reason='before torch 2.5 torch warns that it runs a loop'
 )
 
+from_torch_2_5 = pytest.mark.skipif(
+    not hasattr(torch.library, 'register_vmap'),
+    reason='before torch 2.5 torch runs one sample after the other, and not all',
+)
+
 
 def functions(name):
     """The public function and the reference, with their options."""
@@ -103,6 +108,7 @@ def test_batch_within_gradients(name):
     close(grad(partial(loss, found), every(samples))(*samples), grad(partial(loss, wanted), every(samples))(*samples))
 
 
+@from_torch_2_5
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_gradients_of_single_tensors(name):
     (ours, theirs), samples = functions(name), samples_of(name)
@@ -123,6 +129,7 @@ def test_gradient_around_another(name):
     close(found, wanted)
 
 
+@from_torch_2_5
 @pytest.mark.parametrize('name', ['point_affiliation', 'channel_norm'])
 def test_samples_of_samples_and_none(name):
     ours, theirs = functions(name)

@@ -17,7 +17,13 @@ CASES = {
     'SAPA-D, normalised': dict(type='sapa_mm.SAPADeform', norm='layer'),
 }
 
+from_torch_2_5 = pytest.mark.skipif(
+    not hasattr(torch.library, 'register_vmap'),
+    reason='before torch 2.5 torch runs one sample after the other, and not all',
+)
 
+
+@from_torch_2_5
 @pytest.mark.parametrize('name', CASES)
 def test_gradients_of_every_sample(name):
     """Of both maps and all parameters, at a ratio that is not whole; against a loop."""
