@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mmengine.runner.checkpoint
@@ -40,13 +39,8 @@ def test_resume_after_kill_is_exact(config, trained):
     """Killed in the middle, resumed: the weights of the whole run, whatever the number of workers."""
     folder = config.parent / 'killed'
     options = ['--work-dir', folder, '--cfg-options', 'randomness.seed=3', 'train_dataloader.num_workers=2']
-    arguments, settings = command('train.py', config, *options)
-    settings['stdout'] = subprocess.DEVNULL
-    process = subprocess.Popen(arguments, **settings)
-    deadline = time.monotonic() + 300
-    while not (folder / 'last_checkpoint').exists():
-        assert process.poll() is None and time.monotonic() < deadline, 'no checkpoint was written'
-        time.sleep(0.005)
+    process = start('train.py', config, *options)
+    wait_until((folder / 'last_checkpoint').exists, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (folder / 'iter_40.pth').exists(), 'the run was over before it was killed'
@@ -57,8 +51,8 @@ def test_resume_after_kill_is_exact(config, trained):
     assert expected.keys() == result.keys()
     different = [name for name in expected if not torch.equal(expected[name], result[name])]
     assert not different
-    start = weights(trained / 'iter_10.pth')
-    assert any(not torch.equal(start[name], result[name]) for name in result), 'nothing was trained after the resume'
+    earlier = weights(trained / 'iter_10.pth')
+    assert any(not torch.equal(earlier[name], result[name]) for name in result), 'nothing was trained after the resume'
 
 
 @pytest.fixture

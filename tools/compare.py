@@ -109,10 +109,9 @@ def run_one(config: Path, folder: Path, out: Path) -> None:
     cfg.work_dir = str(folder)
     cfg.launcher = 'none'
     best = tested_best(folder)
-    if best is not None and find_fault(str(best), trust=True):
+    if best is not None and find_fault(str(best)):
         best.unlink()  # cut short by a kill; the training goes on before it and keeps it again
-    # the study wrote them itself; with `save_best` they hold a number of numpy, which torch does not take for data
-    set_resume(cfg, 'auto', trust=True)
+    set_resume(cfg, 'auto', trust=False)
     set_amp(cfg, False)
     set_hooks(cfg)
     register_toolbox(cfg)
@@ -121,7 +120,7 @@ def run_one(config: Path, folder: Path, out: Path) -> None:
     memory = peak_memory()
 
     tests = {}
-    last = find_resumable(str(folder), trust=True)
+    last = find_resumable(str(folder))
     for name, checkpoint in (('last', last), ('best', tested_best(folder))):
         if checkpoint is not None:
             runner.load_checkpoint(str(checkpoint))
@@ -434,7 +433,7 @@ def feature_figures(args, study, results) -> dict:
         for name in study.upsamplers:
             seeds = [result['seed'] for result in results if result['upsampler'] == name]
             run = f'{name}/s{min(seeds)}' if seeds and study.upsamplers[name] is not None else None
-            checkpoint = run and find_resumable(str(folder_of(args.work_dir, run)), trust=True)
+            checkpoint = run and find_resumable(str(folder_of(args.work_dir, run)))
             if checkpoint:
                 cfg = read_config(str(config_path(args.work_dir, run)))
                 device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
