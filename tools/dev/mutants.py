@@ -123,8 +123,11 @@ MUTANTS = [
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA offset swaps height and width', 'ops/cuda/*.cuh',
            'offset.at(n, channel + 1, row, column)', 'offset.at(n, channel, row, column)', f'{ON_HOST} -k sampling'),
-    Mutant('CUDA slope of the offset lost at the border', 'ops/cuda/*.cuh',
-           'weight * corners.slope_x * move_x', 'weight * move_x', f'{ON_HOST} -k sampling'),
+    Mutant('CUDA slope of the offset lost across the border', 'ops/cuda/*.cuh',
+           'weight * move_x)', 'weight * (corners.x < 0 ? acc_t(0) : move_x))', f'{ON_HOST} -k sampling'),
+    Mutant('CUDA slope of the offset kept beyond the border', 'ops/cuda/*.cuh',
+           'place >= acc_t(-1) && place <= end ? place : end', 'place <= end ? place < acc_t(-1) ? -1 : place : end',
+           f'{ON_HOST} -k sampling'),
     Mutant('CUDA barrier dropped before staging', 'ops/cuda/*.cuh',
            '__syncthreads();  // all have used the channels before', '', f'{ON_HOST} -k no_races'),
     # ---- C++ on the CPU
