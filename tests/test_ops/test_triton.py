@@ -101,10 +101,10 @@ def arguments_of(name):
 @pytest.mark.parametrize(
     'name, changed, error, match',
     [
-        ('point_affiliation', dict(grad=torch.ones(1, 3, 8, 7).half()), ValueError, r'grad must have shape \(1, 3, 8, 8'),
+        ('point_affiliation', dict(grad=torch.ones(1, 3, 8, 7).half()), ValueError, 'grad must have shape .*, 8, 8'),
         ('point_affiliation', dict(grad=torch.ones(1, 3, 8, 8)), TypeError, 'grad must have dtype torch.float16'),
         ('point_affiliation', dict(normalizer=torch.ones(1, 8, 7)), ValueError, 'normalizer must have shape'),
-        ('point_affiliation', dict(value=torch.ones(1, 3, 4, 5).half()), ValueError, 'key and value must have the same'),
+        ('point_affiliation', dict(value=torch.ones(1, 3, 4, 5).half()), ValueError, 'key and value must have'),
         ('point_affiliation', dict(key=torch.ones(1, 2, 4, 4).half().to('meta')), ValueError, 'must be on one device'),
         ('point_affiliation', dict(kernel_size=9), ValueError, 'windows that fit into a tile'),
         ('point_affiliation', dict(normalization=4), ValueError, 'normalization must be 0 to 3, got 4'),
