@@ -161,7 +161,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
 @pytest.mark.parametrize('size', PAIRS.values(), ids=PAIRS.keys())
 def test_affiliation_of_pairs(kernels, size, kernel_size):
     check_affiliation(kernels, size, kernel_size, 'softmax', dtype=torch.float32)
