@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant('CUDA weights not put back for spread', 'ops/cuda/*.cuh',
            '*kept = scores[t];', '', f'{ON_HOST} -k "of_pairs and x2"'),
     Mutant('CUDA taps of any window transposed', 'ops/cuda/*.cuh',
-           'tap / g.kernel_size, tap % g.kernel_size', 'tap % g.kernel_size, tap / g.kernel_size',
-           f'{ON_HOST} -k "other_windows and 9"'),
+           'use(ky * g.kernel_size + kx, inside', 'use(kx * g.kernel_size + ky, inside',
+           f'{ON_HOST} -k "test_assembly and 9-1"'),
     Mutant('CUDA barrier dropped before staging', 'ops/cuda/*.cuh',
            '__syncthreads();  // all have used the channels before', '', f'{ON_HOST} -k no_races'),
     # ---- C++ on the CPU
