@@ -15,9 +15,8 @@ constexpr int kSampledChannels = 8;  // channels that one thread of the kernels 
 // The four positions of a low-resolution map around a point.
 template <typename acc_t>
 struct Corners {
-  int64_t y, x;            // of the upper left one
-  acc_t bottom, right;     // shares of the lower and of the right ones
-  acc_t slope_y, slope_x;  // how the place moves with the offset: 1, or 0 beyond the border, where it stays
+  int64_t y, x;         // of the upper left one
+  acc_t bottom, right;  // shares of the lower and of the right ones
   int64_t height, width;
 
   template <typename scalar_t>
@@ -26,21 +25,20 @@ struct Corners {
       : height(h), width(w) {
     locate(
         static_cast<acc_t>(cell_of(column, offset.width, w)) + static_cast<acc_t>(offset.at(n, channel, row, column)),
-        w, x, right, slope_x);
+        w, x, right);
     locate(
         static_cast<acc_t>(cell_of(row, offset.height, h)) + static_cast<acc_t>(offset.at(n, channel + 1, row, column)),
-        h, y, bottom, slope_y);
+        h, y, bottom);
   }
 
-  // Beyond the border, and at NaN, the place is the far border: nothing of the map is read, not even times 0. NaN makes
-  // the share, and so the sample, NaN.
-  __device__ static void locate(acc_t place, int64_t size, int64_t& first, acc_t& share, acc_t& slope) {
+  // Beyond the border, and at NaN, the place is the far border: nothing of the map is read, not even times 0, so that
+  // sample and slopes are 0. NaN makes the share, and so the sample, NaN.
+  __device__ static void locate(acc_t place, int64_t size, int64_t& first, acc_t& share) {
     const acc_t end = static_cast<acc_t>(size);
     const acc_t inside = place >= acc_t(-1) && place <= end ? place : end;
     const acc_t low = floor(inside);
     first = static_cast<int64_t>(low);
     share = place == place ? inside - low : place;
-    slope = place < acc_t(-1) || place > end ? acc_t(0) : acc_t(1);
   }
 
   __device__ bool has(int k) const {
@@ -89,8 +87,8 @@ __global__ void correlate_points_kernel(View<const scalar_t> x,       // (N, C, 
   const acc_t weight = weights.at(n, point, row, column), right = corners.right, bottom = corners.bottom;
   const acc_t move_x = (product[1] - product[0]) * (acc_t(1) - bottom) + (product[3] - product[2]) * bottom;
   const acc_t move_y = (product[2] - product[0]) * (acc_t(1) - right) + (product[3] - product[1]) * right;
-  grad_offset.at(n, 2 * point, row, column) = static_cast<scalar_t>(weight * corners.slope_x * move_x);
-  grad_offset.at(n, 2 * point + 1, row, column) = static_cast<scalar_t>(weight * corners.slope_y * move_y);
+  grad_offset.at(n, 2 * point, row, column) = static_cast<scalar_t>(weight * move_x);
+  grad_offset.at(n, 2 * point + 1, row, column) = static_cast<scalar_t>(weight * move_y);
 }
 
 // A few channels of a group of one position.

@@ -37,4 +37,22 @@ View<const scalar_t> read_only(const View<scalar_t>& view) {
   return {view.data, view.images, view.channels, view.height, view.width, view.n, view.c, view.y, view.x};
 }
 
+// Neighbours of a row that are read and written at once.
+template <typename scalar_t, int kCount>
+struct alignas(kCount * sizeof(scalar_t)) Pack {
+  scalar_t data[kCount];
+};
+
+template <int kCount, typename scalar_t>
+__device__ Pack<scalar_t, kCount> pack_at(const scalar_t* x) {
+  return *reinterpret_cast<const Pack<scalar_t, kCount>*>(x);
+}
+
+// Whether every row of a map consists of such packs.
+template <int kCount, typename scalar_t>
+bool has_packs(const View<scalar_t>& map) {
+  const bool whole = map.width % kCount == 0 && map.n % kCount == 0 && map.c % kCount == 0 && map.y % kCount == 0;
+  return whole && map.x == 1 && reinterpret_cast<uintptr_t>(map.data) % (kCount * sizeof(scalar_t)) == 0;
+}
+
 }  // namespace sapa_mm

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels of point affiliation and feature assembly are made of, by the words of view.cuh only.
 //
-// A block owns a tile of output positions of one image. A thread owns up to P positions, neighbours in a column that
-// share a cell and so a window, with their K*K scores or weights in registers: a value of the window is read once for
-// all of them. The low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few
-// channels at a time. Where the halo is too large (an output much narrower than the map), threads read the map itself.
+// A block owns a tile of output positions of one image. A thread owns a few positions that share a cell and so a
+// window, with their K*K scores or weights in registers: a value of the window is read once for all of them. The
+// low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few channels at a
+// time.
 //
-// Kernels are compiled for the windows that are used, K = 1, 3, 5 and 7, with all loops over taps unrolled, and once
-// more (K = 0) for any window, any halo and float64, with the taps in local memory.
+// Kernels are compiled for the windows that are used, K = 1, 3, 5 and 7, with all loops over taps unrolled. Other
+// windows, and outputs so much narrower than the map that the halo is too large, are for any_window.cuh.
 #pragma once
 
 #include "../window.h"
@@ -16,41 +16,43 @@
 namespace sapa_mm {
 
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
-constexpr int kSpreadChannels = 8;           // channels that one thread of spread_kernel sums
 constexpr int64_t kEnoughBlocks = 264;       // two for each multiprocessor of an H100: fewer share their channels out
 constexpr int64_t kLeastChannels = 32;       // of the value, that a block mixes; it has to score or load its taps first
 constexpr int64_t kStagedBytes = 16 * 1024;  // of shared memory that a block fills at a time, if one channel fits
 constexpr int64_t kSharedBytes = 48 * 1024;  // that a block can have without asking
 
-// How a launch looks at the sizes: H x W positions over h x w cells, `row_chunks` threads to a column of a cell.
+// How a launch looks at the sizes: H x W positions over h x w cells, `row_chunks` threads to the rows of a cell, and
+// `neighbours` of a row to a thread.
 struct Geometry {
   int64_t H, W, h, w;
   int64_t row_chunks;
+  int neighbours;
   int kernel_size;
   int halo_height, halo_width;  // largest of all tiles
-  int staged_channels;          // channels in shared memory at a time; 0: none, threads read the map itself
+  int staged_channels;          // channels in shared memory at a time; 0: not even one has room
   int lanes;                    // threads that fill one channel; the others of the block fill the next ones
   Border border;
 
   SAPA_MM_HOST_DEVICE CellAxis rows() const { return {H, h, kernel_size / 2, border}; }
   SAPA_MM_HOST_DEVICE CellAxis columns() const { return {W, w, kernel_size / 2, border}; }
   int64_t tiles_y() const { return (h * row_chunks + kTileHeight - 1) / kTileHeight; }
-  int64_t tiles_x() const { return (W + kTileWidth - 1) / kTileWidth; }
+  int64_t tiles_x() const { return (W + kTileWidth * neighbours - 1) / (kTileWidth * neighbours); }
   int64_t tiles() const { return tiles_y() * tiles_x(); }
 };
 
-template <typename acc_t, int P>
+// For threads of R rows and X columns.
+template <typename acc_t, int R, int X>
 Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size, Border border) {
-  Geometry g{H, W, h, w, 1, kernel_size, 0, 0, 0, kThreads, border};
-  g.row_chunks = (g.rows().max_count() + P - 1) / P;
+  Geometry g{H, W, h, w, 1, X, kernel_size, 0, 0, 0, kThreads, border};
+  g.row_chunks = (g.rows().max_count() + R - 1) / R;
   int64_t cells_y = 0, cells_x = 0;
   for (int64_t row = 0; row < h * g.row_chunks; row += kTileHeight) {
     const int64_t last = row + kTileHeight < h * g.row_chunks ? row + kTileHeight - 1 : h * g.row_chunks - 1;
     const int64_t cells = last / g.row_chunks - row / g.row_chunks + 1;
     if (cells > cells_y) cells_y = cells;
   }
-  for (int64_t x = 0; x < W; x += kTileWidth) {
-    const int64_t last = x + kTileWidth < W ? x + kTileWidth - 1 : W - 1;
+  for (int64_t x = 0; x < W; x += kTileWidth * X) {
+    const int64_t last = x + kTileWidth * X < W ? x + kTileWidth * X - 1 : W - 1;
     const int64_t cells = g.columns().cell_of(last) - g.columns().cell_of(x) + 1;
     if (cells > cells_x) cells_x = cells;
   }
@@ -64,21 +66,27 @@ Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_si
   return g;
 }
 
-// The positions of a thread and the halo of its block.
+// Whether neighbours 0 and 1, 2 and 3, ... of a row share their cells, all of them.
+inline bool has_neighbours(const CellAxis& columns) {
+  const int64_t cells = columns.cells - 2 * columns.offset;
+  return columns.size % cells == 0 && columns.size / cells % 2 == 0;
+}
+
+// The positions of a thread, `rows` times the neighbours of the geometry, and the halo of its block.
 struct Place {
   int64_t n, y, x;         // first position
-  int rows;                // positions, downwards; may be 0
+  int rows;                // may be 0
   int64_t cell_y, cell_x;  // their cell
   int64_t halo_y, halo_x;  // first cell of the halo, may be negative
 
   __device__ Place(const Geometry& g, int max_rows, int64_t first_image) {
-    const int64_t tiles_x = (g.W + kTileWidth - 1) / kTileWidth;
+    const int64_t width = kTileWidth * g.neighbours, tiles_x = (g.W + width - 1) / width;
     const int64_t tiles_y = (g.h * g.row_chunks + kTileHeight - 1) / kTileHeight;
     const int64_t block = blockIdx.x;
-    const int64_t row0 = block / tiles_x % tiles_y * kTileHeight, x0 = block % tiles_x * kTileWidth;
+    const int64_t row0 = block / tiles_x % tiles_y * kTileHeight, x0 = block % tiles_x * width;
     const int64_t row = row0 + threadIdx.x / kTileWidth;
     n = first_image + block / tiles_x / tiles_y;
-    x = x0 + threadIdx.x % kTileWidth;
+    x = x0 + threadIdx.x % kTileWidth * g.neighbours;
     cell_y = row / g.row_chunks;
     y = g.rows().first_position(cell_y) + row % g.row_chunks * max_rows;
     const int64_t left = cell_y < g.h && x < g.W ? g.rows().first_position(cell_y + 1) - y : 0;
@@ -94,17 +102,7 @@ struct Place {
 template <int K, typename acc_t, typename scalar_t, typename Use>
 __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry& g, const Place& place,
                                  int64_t first_channel, int64_t channels, acc_t* shared, const Use& use) {
-  const int radius = g.kernel_size / 2;
-  if (K == 0 && g.staged_channels == 0) {
-    if (place.rows == 0) return;
-    for (int64_t c = 0; c < channels; ++c)
-      use([&](int ky, int kx) -> acc_t {
-        const int64_t y = place.cell_y - radius + ky, x = place.cell_x - radius + kx;
-        const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
-        return inside ? static_cast<acc_t>(map.at(place.n, first_channel + c, y, x)) : acc_t(0);
-      });
-    return;
-  }
+  constexpr int radius = K / 2;
   const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
   const int first = thread / g.lanes, step = kThreads / g.lanes;
   const int corner = static_cast<int>(place.cell_y - radius - place.halo_y) * g.halo_width +
@@ -118,6 +116,7 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
       const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
       const scalar_t* from =
           map.data + (place.n * map.n + (first_channel + c0 + first) * map.c + y * map.y + x * map.x);
+#pragma unroll 4  // that many loads under way
       for (int c = first; c < count; c += step, from += step * map.c)
         shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);
     }
@@ -130,17 +129,19 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
   }
 }
 
-// K is the window's side, or 0: known at run time only, up to kMaxKernelSize.
-template <int K>
-__device__ int side(const Geometry& g) {
-  return K > 0 ? K : g.kernel_size;
-}
-
-// One number for each tap of the window of each of P positions.
-template <typename acc_t, int K, int P>
+// One number for each tap of the window of each position of a thread: R rows of X columns.
+template <typename acc_t, int K, int R, int X>
 struct Taps {
-  acc_t data[P][K > 0 ? K * K : kMaxKernelSize * kMaxKernelSize];
+  acc_t data[R * X][K * K];
 };
+
+// Calls use(p, y, x) for the positions of a thread.
+template <int R, int X, typename Use>
+__device__ void for_each_position(const Place& place, const Use& use) {
+#pragma unroll
+  for (int p = 0; p < R * X; ++p)
+    if (p / X < place.rows) use(p, place.y + p / X, place.x + p % X);
+}
 
 // A place of a map in a channel. Walks over channels add a stride to it, which takes less than to find it anew.
 template <typename scalar_t>
@@ -149,151 +150,65 @@ __device__ scalar_t* pointer_to(const View<scalar_t>& map, const Place& place, i
 }
 
 // to[p][t] = sum over channels of source(channel, p) * map(channel, t)
-template <typename acc_t, int K, int P, typename scalar_t>
+template <typename acc_t, int K, int R, int X, typename scalar_t>
 __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                          int64_t channels, acc_t* shared, Taps<acc_t, K, P>& to, const View<const scalar_t>& source) {
-  const int S = side<K>(g);
+                          int64_t channels, acc_t* shared, Taps<acc_t, K, R, X>& to,
+                          const View<const scalar_t>& source) {
 #pragma unroll
-  for (int p = 0; p < P; ++p)
-#pragma unroll(K > 0 ? K * K : 1)
-    for (int t = 0; t < S * S; ++t) to.data[p][t] = acc_t(0);
+  for (int p = 0; p < R * X; ++p)
+#pragma unroll
+    for (int t = 0; t < K * K; ++t) to.data[p][t] = acc_t(0);
   const scalar_t* from = pointer_to(source, place, first_channel);
   for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
-    acc_t q[P];
+    acc_t q[R][X] = {};
 #pragma unroll
-    for (int p = 0; p < P; ++p) q[p] = p < place.rows ? static_cast<acc_t>(from[p * source.y]) : acc_t(0);
+    for (int r = 0; r < R; ++r)
+      if (r < place.rows) {
+        const Pack<scalar_t, X> neighbours = pack_at<X>(from + r * source.y);
+#pragma unroll
+        for (int x = 0; x < X; ++x) q[r][x] = static_cast<acc_t>(neighbours.data[x]);
+      }
     from += source.c;
-#pragma unroll(K > 0 ? K : 1)
-    for (int ky = 0; ky < S; ++ky)
-#pragma unroll(K > 0 ? K : 1)
-      for (int kx = 0; kx < S; ++kx) {
+#pragma unroll
+    for (int ky = 0; ky < K; ++ky)
+#pragma unroll
+      for (int kx = 0; kx < K; ++kx) {
         const acc_t there = window(ky, kx);
 #pragma unroll
-        for (int p = 0; p < P; ++p) to.data[p][ky * S + kx] += q[p] * there;
+        for (int p = 0; p < R * X; ++p) to.data[p][ky * K + kx] += q[p / X][p % X] * there;
       }
   });
 }
 
 // target(channel, p) = sum over t of weights[p][t] * map(channel, t)
-template <typename acc_t, int K, int P, typename scalar_t>
+template <typename acc_t, int K, int R, int X, typename scalar_t>
 __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                         int64_t channels, acc_t* shared, const Taps<acc_t, K, P>& weights,
+                         int64_t channels, acc_t* shared, const Taps<acc_t, K, R, X>& weights,
                          const View<scalar_t>& target) {
-  const int S = side<K>(g);
   scalar_t* to = pointer_to(target, place, first_channel);
   for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
-    acc_t sum[P] = {};
-#pragma unroll(K > 0 ? K : 1)
-    for (int ky = 0; ky < S; ++ky)
-#pragma unroll(K > 0 ? K : 1)
-      for (int kx = 0; kx < S; ++kx) {
+    acc_t sum[R][X] = {};
+#pragma unroll
+    for (int ky = 0; ky < K; ++ky)
+#pragma unroll
+      for (int kx = 0; kx < K; ++kx) {
         const acc_t there = window(ky, kx);
 #pragma unroll
-        for (int p = 0; p < P; ++p) sum[p] += weights.data[p][ky * S + kx] * there;
+        for (int p = 0; p < R * X; ++p) sum[p / X][p % X] += weights.data[p][ky * K + kx] * there;
       }
 #pragma unroll
-    for (int p = 0; p < P; ++p)
-      if (p < place.rows) to[p * target.y] = static_cast<scalar_t>(sum[p]);
+    for (int r = 0; r < R; ++r)
+      if (r < place.rows) {
+        Pack<scalar_t, X> neighbours;
+#pragma unroll
+        for (int x = 0; x < X; ++x) neighbours.data[x] = static_cast<scalar_t>(sum[r][x]);
+        *reinterpret_cast<Pack<scalar_t, X>*>(to + r * target.y) = neighbours;
+      }
     to += target.c;
   });
 }
 
-// First position of a cell, and for cell == cells the end of the axis.
-__device__ inline int start_of(int cell, const CellAxis& axis, int ratio) {
-  return ratio > 0 ? cell * ratio : static_cast<int>(axis.first_position(cell));
-}
-
-// Two neighbours that are read at once.
-template <typename scalar_t>
-struct alignas(2 * sizeof(scalar_t)) Two {
-  scalar_t first, second;
-};
-
-template <typename scalar_t>
-__device__ Two<scalar_t> two_at(const scalar_t* x) {
-  return *reinterpret_cast<const Two<scalar_t>*>(x);
-}
-
-// Whether every row of a map starts with a pair of neighbours that can be read at once, and ends with one.
-template <typename scalar_t>
-bool has_pairs(const View<const scalar_t>& map) {
-  const bool even = map.width % 2 == 0 && map.n % 2 == 0 && map.c % 2 == 0 && map.y % 2 == 0;
-  return even && map.x == 1 && reinterpret_cast<uintptr_t>(map.data) % sizeof(Two<scalar_t>) == 0;
-}
-
-// Calls add(place, sum) for `count` channels, all of them as a rule: then nothing is asked for each.
-template <typename scalar_t, typename acc_t, typename Add>
-__device__ void add_products(acc_t* sum, int count, const scalar_t* from, int64_t stride, const Add& add) {
-  if (count == kSpreadChannels) {
-#pragma unroll
-    for (int c = 0; c < kSpreadChannels; ++c, from += stride) add(from, sum[c]);
-  } else {
-#pragma unroll
-    for (int c = 0; c < kSpreadChannels; ++c, from += stride)
-      if (c < count) add(from, sum[c]);
-  }
-}
-
-// (n, c .. c + kSpreadChannels, y, x) is one low-resolution position: it collects from the positions whose windows hold
-// it, in one order, so that no atomics are needed and results repeat. kPairs: a cell has two columns of positions.
-template <bool kPairs, typename scalar_t, typename weight_t, typename acc_t>
-__global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
-                              View<const weight_t> weights,  // (images, groups*K*K, H, W)
-                              Geometry g, int ratio_y, int ratio_x,  // 0 where not an integer, or with borders
-                              int64_t groups, int64_t first_image,
-                              View<scalar_t> grad) {  // (N, C, h, w)
-  const int64_t per_group = grad.channels / groups;
-  const int64_t blocks_per_group = (per_group + kSpreadChannels - 1) / kSpreadChannels;
-  // Divisions of 64 bits take as long as dozens of products: one for each thread, and none for each cell where the
-  // ratio is an integer.
-  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, rest = index / (g.h * g.w);
-  const int h = static_cast<int>(g.h), w = static_cast<int>(g.w), position = static_cast<int>(index - rest * g.h * g.w);
-  const int x = position % w, y = position / w;
-  const uint32_t channel_blocks = static_cast<uint32_t>(groups * blocks_per_group);
-  const uint32_t image = static_cast<uint32_t>(rest) / channel_blocks;
-  const uint32_t channel_block = static_cast<uint32_t>(rest) % channel_blocks;
-  if (image >= weights.images) return;
-  const int64_t group = channel_block / static_cast<uint32_t>(blocks_per_group);
-  const int64_t first =
-      group * per_group + channel_block % static_cast<uint32_t>(blocks_per_group) * int64_t{kSpreadChannels};
-  const int64_t left = (group + 1) * per_group - first;
-  const int count = left < kSpreadChannels ? static_cast<int>(left) : kSpreadChannels;
-  const int K = g.kernel_size, radius = K / 2;
-  const int bottom = y + radius < h ? y + radius : h - 1, right = x + radius < w ? x + radius : w - 1;
-  acc_t sum[kSpreadChannels] = {};
-  for (int cell_y = y < radius ? 0 : y - radius; cell_y <= bottom; ++cell_y) {
-    const int y_begin = start_of(cell_y, g.rows(), ratio_y), rows = start_of(cell_y + 1, g.rows(), ratio_y) - y_begin;
-    for (int cell_x = x < radius ? 0 : x - radius; cell_x <= right; ++cell_x) {
-      const int x_begin = start_of(cell_x, g.columns(), ratio_x),
-                columns = start_of(cell_x + 1, g.columns(), ratio_x) - x_begin;
-      const int64_t tap = (group * K + (y - cell_y + radius)) * K + (x - cell_x + radius);
-      const weight_t* weight_row = weights.data + image * weights.n + tap * weights.c + y_begin * weights.y;
-      const scalar_t* source_row = source.data + (first_image + image) * source.n + first * source.c;
-      source_row += y_begin * source.y;
-      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y) {
-        if constexpr (kPairs) {
-          const Two<weight_t> weight = two_at(weight_row + x_begin);
-          add_products(sum, count, source_row + x_begin, source.c, [&](const scalar_t* from, acc_t& to) {
-            const Two<scalar_t> there = two_at(from);
-            to += static_cast<acc_t>(weight.first) * static_cast<acc_t>(there.first);
-            to += static_cast<acc_t>(weight.second) * static_cast<acc_t>(there.second);
-          });
-        } else {
-          for (int px = x_begin; px < x_begin + columns; ++px) {
-            const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
-            add_products(sum, count, source_row + px * source.x, source.c,
-                         [&](const scalar_t* from, acc_t& to) { to += weight * static_cast<acc_t>(*from); });
-          }
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < kSpreadChannels; ++c)
-    if (c < count) grad.at(first_image + image, first + c, y, x) = static_cast<scalar_t>(sum[c]);
-}
-
-// Calls launch.run<K>(), where K is the side if a kernel is compiled for it, else 0.
+// Calls launch.run<K>() if a kernel is compiled for this side, else launch.run_any().
 template <typename Launch>
 void for_window(int64_t kernel_size, const Launch& launch) {
   switch (kernel_size) {
@@ -306,14 +221,24 @@ void for_window(int64_t kernel_size, const Launch& launch) {
     case 7:
       return launch.template run<7>();
     default:
-      return launch.template run<0>();
+      return launch.run_any();
   }
 }
 
-// Positions of a thread: as many as leave the taps in registers.
+// Rows of a thread's positions: as many as leave the taps in registers, beside one column or two.
 template <int K>
-constexpr int positions() {
-  return K == 1 || K == 3 ? 4 : K == 5 ? 2 : 1;
+constexpr int rows_of_a_thread(int neighbours) {
+  if (neighbours == 2) return K == 7 ? 1 : 2;
+  return K == 7 ? 1 : K == 5 ? 2 : 4;
+}
+
+// Calls launch.run_with<K, rows, columns>(): two columns where a pair of neighbours shares its cell, the maps of the
+// high resolution consist of `pairs` and the registers are not taken by float64.
+template <int K, typename acc_t, typename Launch>
+void with_columns(const CellAxis& columns, bool pairs, const Launch& launch) {
+  if constexpr (K > 1 && sizeof(acc_t) == 4)
+    if (pairs && has_neighbours(columns)) return launch.template run_with<K, rows_of_a_thread<K>(2), 2>();
+  launch.template run_with<K, rows_of_a_thread<K>(1), 1>();
 }
 
 // Channels of the value, or of a group of it, that a block of such a launch mixes.
@@ -327,28 +252,6 @@ inline int64_t channels_of_a_block(const Geometry& g, int64_t images, int64_t ch
 template <typename acc_t>
 int64_t shared_bytes(const Geometry& g) {
   return static_cast<int64_t>(sizeof(acc_t)) * g.staged_channels * g.halo_height * g.halo_width;
-}
-
-template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
-void spread(const View<const scalar_t>& source, const View<const weight_t>& weights, int64_t kernel_size,
-            int64_t groups, Border border, int64_t first_image, const View<scalar_t>& grad, Stream stream) {
-  Geometry g{source.height, source.width, grad.height, grad.width, 1, static_cast<int>(kernel_size), 0, 0, 0,
-             kThreads,      border};
-  const int64_t blocks_per_group = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
-  const int64_t threads = weights.images * groups * blocks_per_group * grad.height * grad.width;
-  if (threads == 0) return;
-  const auto ratio = [border](int64_t size, int64_t cells) {
-    return border == Border::kZero && size % cells == 0 ? static_cast<int>(size / cells) : 0;
-  };
-  const int64_t blocks = (threads + kThreads - 1) / kThreads;
-  const int ratio_y = ratio(g.H, g.h), ratio_x = ratio(g.W, g.w);
-  if (ratio_x == 2 && has_pairs(source) && has_pairs(weights)) {
-    SAPA_MM_LAUNCH((spread_kernel<true, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
-                   ratio_x, groups, first_image, grad);
-  } else {
-    SAPA_MM_LAUNCH((spread_kernel<false, scalar_t, weight_t, acc_t>), blocks, 0, stream, source, weights, g, ratio_y,
-                   ratio_x, groups, first_image, grad);
-  }
 }
 
 }  // namespace sapa_mm

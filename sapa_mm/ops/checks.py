@@ -55,6 +55,17 @@ def _check_offset(offset: Tensor, groups: int) -> None:
         )
 
 
+def check_tensor(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> None:
+    """A gradient, something saved or a parameter has this shape, the device of ``like``, and its dtype or another."""
+    wanted = dtype or like.dtype
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(x.shape)}')
+    if x.dtype != wanted:
+        raise TypeError(f'{name} must have dtype {wanted}, got {x.dtype}')
+    if x.device != like.device:
+        raise ValueError(f'{name} must be on {like.device}, got {x.device}')
+
+
 def check_kernel_size(kernel_size: int, limit: int | None = MAX_KERNEL_SIZE) -> None:
     if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
         raise TypeError(f'kernel_size must be an int, got {type(kernel_size).__name__}')

@@ -108,7 +108,8 @@ def backend(x: torch.Tensor | None = None, *others, operator: str = 'point_affil
     Args:
         x: The query of :func:`~sapa_mm.ops.point_affiliation` or the first map of another ``operator``. Without it the
             answer is for the package.
-        others: Of ``point_affiliation``: the key and ``kernel_size``. Left out, they count as ones that Triton serves.
+        others: Of ``point_affiliation``: the key, ``kernel_size`` and ``border``. Left out, they count as ones that
+            Triton serves.
         operator: Name of the operator.
 
     Returns:

@@ -8,7 +8,7 @@ from . import reference
 from .autocast import autocast_inputs
 from .borders import ZERO, lay_border
 from .checks import NORMALIZATIONS, check_point_affiliation, check_scores
-from .library import choose, runs_native
+from .library import choose
 from .maps import memory_format
 
 #: As in ops/: the places of the names. A table, because torch 2.1 cannot trace ``tuple.index``.
@@ -64,9 +64,7 @@ def point_affiliation(
 
 
 def _affiliate(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, normalization: str, border: str) -> Tensor:
-    chosen = choose('point_affiliation', query, key, kernel_size)
-    if chosen == 'triton' and border != 'zero':  # its kernels have no other
-        chosen = 'compiled' if runs_native('point_affiliation', query) else 'reference'
+    chosen = choose('point_affiliation', query, key, kernel_size, border)
     if chosen == 'reference':
         return reference.point_affiliation(query, key, value, kernel_size, normalization, border)
     code = CODES[normalization]

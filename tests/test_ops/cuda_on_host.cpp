@@ -58,7 +58,7 @@ void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normal
                                     contiguous(grad_query, s.N, s.D, s.H, s.W),
                                     contiguous(grad_key, s.N, s.D, s.h, s.w),
                                     contiguous(grad_value, s.N, s.C, s.h, s.w),
-                                    contiguous(grad_value ? weights.data() : nullptr, images, taps, s.H, s.W),
+                                    contiguous(weights.data(), images, taps, s.H, s.W),
                                     contiguous(grad_key ? grad_scores.data() : nullptr, images, taps, s.H, s.W),
                                     images,
                                     {}}();

@@ -72,6 +72,7 @@ void sampling_and_back() {
 int main(int count, char** arguments) {
   if (count > 1) cuda_on_host::left_out = arguments[1];
   affiliation_and_back(3);
+  affiliation_and_back(9);
   assembly_and_back(3, 2);
   sampling_and_back();
 }

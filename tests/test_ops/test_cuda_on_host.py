@@ -151,6 +151,36 @@ def test_affiliation_in_other_types(kernels, dtype, normalization):
     check_affiliation(kernels, SIZES['not staged'], 3, normalization, dtype=dtype)
 
 
+# Neighbours that share a cell belong to one thread, and so do squares of cells in the gradients: more than one tile, an
+# odd number of rows of cells, ratios that are even, and one that is not.
+PAIRS = {
+    'x2': (2, 2, 9, (6, 72), (3, 36)),
+    'x3': (1, 2, 3, (6, 12), (2, 4)),
+    'x4': (1, 2, 3, (12, 16), (3, 4)),
+    'wide': (1, 2, 3, (6, 16), (4, 4)),
+}
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
+@pytest.mark.parametrize('size', PAIRS.values(), ids=PAIRS.keys())
+def test_affiliation_of_pairs(kernels, size, kernel_size):
+    check_affiliation(kernels, size, kernel_size, 'softmax', dtype=torch.float32)
+
+
+@pytest.mark.parametrize('border', ['shift', 'reflect'])
+def test_affiliation_of_pairs_with_borders(kernels, border):
+    check_affiliation(kernels, PAIRS['x2'], 3, 'softmax', dtype=torch.float32, border=border)
+
+
+def test_affiliation_of_pairs_that_are_not_side_by_side(kernels):
+    check_affiliation(kernels, PAIRS['x2'], 3, 'softmax', dtype=torch.float32, channels_last=True)
+
+
+@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+def test_assembly_of_pairs(kernels, kernel_size):
+    check_assembly(kernels, PAIRS['x2'], kernel_size, 2, dtype=torch.float32)
+
+
 @pytest.mark.parametrize('images', [1, 2, 3])
 def test_affiliation_backward_by_groups_of_images(kernels, images):
     check_affiliation(kernels, SIZES['tiny'], 5, 'softmax', images=images)
@@ -171,40 +201,30 @@ def test_assembly_with_shifted_windows(kernels):
     check_assembly(kernels, SIZES['odd'], 5, 2, 'shift')
 
 
-def check_assembly(kernels, size, kernel_size, groups, border='zero'):
+def check_assembly(kernels, size, kernel_size, groups, border='zero', dtype=torch.float64):
     n, _, c, (height, width), (h, w) = size
     c *= groups
-    maps = random_maps((n, c, h, w), (n, groups * kernel_size**2, height, width), (n, c, height, width))
-    feature, weights, grad = maps
-    output = filled(n, c, height, width)
+    shapes = (n, c, h, w), (n, groups * kernel_size**2, height, width), (n, c, height, width)
+    feature, weights, grad = maps = random_maps(*shapes, dtype=dtype)
+    output = filled(n, c, height, width, dtype=dtype)
     sizes = (n, 0, c, height, width, h, w, kernel_size, groups, lay_assembly_border(kernel_size, border, feature)[1])
     run(kernels, 'assembly', sizes, maps, feature, weights, output)
-    leaves = [x.clone().requires_grad_() for x in (feature, weights)]
+    leaves = [x.double().requires_grad_() for x in (feature, weights)]
     expected = reference.feature_assembly(*leaves, kernel_size, groups, border)
-    torch.testing.assert_close(output, expected.detach(), rtol=1e-9, atol=1e-9)
+    assert_near(output, expected.detach())
 
-    theirs = torch.autograd.grad(expected, leaves, grad)
+    theirs = torch.autograd.grad(expected, leaves, grad.double())
     for wanted in ([True, True], [True, False], [False, True]):
-        grads = [filled(*x.shape) if want else None for x, want in zip(leaves, wanted)]
+        grads = [filled(*x.shape, dtype=dtype) if want else None for x, want in zip(leaves, wanted)]
         run(kernels, 'assembly_backward', sizes, maps, feature, weights, grad, *grads)
         for ours, other in zip(grads, theirs):
             if ours is not None:
-                torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
+                assert_near(ours, other)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_assembly_in_other_types(kernels, dtype):
-    maps = random_maps((2, 6, 7, 18), (2, 2 * 25, 13, 35), (2, 6, 13, 35), dtype=dtype)
-    feature, weights, grad = maps
-    output, grads = torch.full_like(grad, torch.nan), [torch.full_like(x, torch.nan) for x in maps[:2]]
-    sizes = (2, 0, 6, 13, 35, 7, 18, 5, 2, 0)
-    run(kernels, 'assembly', sizes, maps, feature, weights, output)
-    run(kernels, 'assembly_backward', sizes, maps, feature, weights, grad, *grads)
-    leaves = [x.double().requires_grad_() for x in (feature, weights)]
-    expected = reference.feature_assembly(*leaves, 5, 2)
-    assert_near(output, expected.detach())
-    for ours, theirs in zip(grads, torch.autograd.grad(expected, leaves, grad.double())):
-        assert_near(ours, theirs)
+    check_assembly(kernels, (2, 0, 3, (13, 35), (7, 18)), 5, 2, dtype=dtype)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)

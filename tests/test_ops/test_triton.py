@@ -5,6 +5,7 @@ The interpreter computes with numpy: it proves indices, masks and what is multip
 holds as integers, and its products of them are wrong. Barriers, layouts of registers and speed it does not know.
 """
 
+import importlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from helpers import TOLERANCE
 from triton_cases import AFFILIATION, NON_FINITE, NORM
 
 from sapa_mm.ops import backend, library, point_affiliation, triton
+from sapa_mm.ops.borders import BORDERS
 
 needs_triton = pytest.mark.skipif(not triton.is_there, reason='triton is not installed, or older than 3.6')
 
@@ -68,6 +70,56 @@ def test_backend_is_asked_for_by_name():
         assert point_affiliation(x, x, x, 3).shape == x.shape
     with pytest.raises(ValueError, match="operator must be one of .*, got 'sapa'"):
         backend(x, operator='sapa')
+
+
+def test_borders_are_not_served(monkeypatch):
+    monkeypatch.setattr(triton, 'is_there', True)
+    monkeypatch.setattr(triton, '_interprets', True)
+    query, key = torch.ones(1, 2, 8, 8, dtype=torch.half), torch.ones(1, 2, 4, 4, dtype=torch.half)
+    other = 'cpu' if backend() == 'native' else 'reference'
+    assert backend(query, key, 5) == backend(query, key, 5, 'zero') == 'triton'
+    assert [backend(query, key, 5, border) for border in BORDERS[1:]] == [other] * 4
+    assert point_affiliation(query, key, key, 5, border='shift').shape == query.shape  # Triton would refuse it
+
+
+def arguments_of(name):
+    """Of a raw backward, by name, all of them right."""
+    half, single = torch.half, torch.float32
+    if name == 'norm_projection':
+        maps = dict(grad=(1, 4, 8, 8), x=(1, 2, 8, 8))
+        sums = dict(matrix=(4, 2), shift=(4,), mean=(1, 8, 8), rstd=(1, 8, 8))
+        options = dict(eps=1e-5)
+    else:
+        maps = dict(grad=(1, 3, 8, 8), query=(1, 2, 8, 8), key=(1, 2, 4, 4), value=(1, 3, 4, 4))
+        sums = dict(normalizer=(1, 8, 8))
+        options = dict(kernel_size=3, normalization=0, border=0)
+    tensors = {k: torch.ones(s, dtype=half) for k, s in maps.items()}
+    return tensors | {k: torch.ones(s, dtype=single) for k, s in sums.items()} | options | dict(needs_grad=[True] * 3)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    'name, changed, error, match',
+    [
+        ('point_affiliation', dict(grad=torch.ones(1, 3, 8, 7).half()), ValueError, 'grad must have shape .*, 8, 8'),
+        ('point_affiliation', dict(grad=torch.ones(1, 3, 8, 8)), TypeError, 'grad must have dtype torch.float16'),
+        ('point_affiliation', dict(normalizer=torch.ones(1, 8, 7)), ValueError, 'normalizer must have shape'),
+        ('point_affiliation', dict(value=torch.ones(1, 3, 4, 5).half()), ValueError, 'key and value must have'),
+        ('point_affiliation', dict(key=torch.ones(1, 2, 4, 4).half().to('meta')), ValueError, 'must be on one device'),
+        ('point_affiliation', dict(kernel_size=9), ValueError, 'windows that fit into a tile'),
+        ('point_affiliation', dict(normalization=4), ValueError, 'normalization must be 0 to 3, got 4'),
+        ('point_affiliation', dict(border=1), ValueError, 'border 0 .* got 1'),
+        ('norm_projection', dict(grad=torch.ones(1, 3, 8, 8).half()), ValueError, r'grad must have shape \(1, 4, 8, 8'),
+        ('norm_projection', dict(rstd=torch.ones(8, 8)), ValueError, 'rstd must have shape'),
+        ('norm_projection', dict(mean=torch.ones(1, 8, 8).half()), TypeError, 'mean must have dtype torch.float32'),
+        ('norm_projection', dict(shift=torch.ones(4).to('meta')), ValueError, 'shift must be on cpu, got meta'),
+    ],
+)  # fmt: skip
+def test_bad_input_of_a_backward(name, changed, error, match):
+    """Before a kernel would read memory that is not there."""
+    backward = importlib.import_module(f'sapa_mm.ops.triton.{name}').backward
+    with pytest.raises(error, match=match):
+        backward(*(arguments_of(name) | changed).values())
 
 
 def test_backend_of_no_name_is_refused():

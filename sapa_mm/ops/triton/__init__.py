@@ -49,10 +49,12 @@ def _has_tensor_cores(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def fits(operator: str, x: torch.Tensor, key: torch.Tensor | None = None, kernel_size: int = 5) -> bool:
-    """Whether the kernels serve a call: the dtype, the card, and of ``point_affiliation`` integer ratios and K <= 7.
+def fits(
+    operator: str, x: torch.Tensor, key: torch.Tensor | None = None, kernel_size: int = 5, border: str = 'zero'
+) -> bool:
+    """Whether the kernels serve a call: the dtype, the card, and of ``point_affiliation`` what :func:`serves` says.
 
-    At the ratio 1 the windows of K = 7 are too large for a tile. ``key`` left out counts as one that fits.
+    ``key`` left out counts as one that fits.
     """
     if not is_there or operator not in OPERATORS or not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
         return False
@@ -61,9 +63,15 @@ def fits(operator: str, x: torch.Tensor, key: torch.Tensor | None = None, kernel
     # offsets inside a tile have 32 bits
     if x.dim() != 4 or x.numel() == 0 or max(x.shape[1:]) > 2**15 or x.shape[2] * x.shape[3] > 2**24:
         return False
-    if key is None:
-        return True
-    size, cells = x.shape[2:], key.shape[2:]
+    return border == 'zero' and (key is None or serves(x, key, kernel_size))
+
+
+def serves(query: torch.Tensor, key: torch.Tensor, kernel_size: int) -> bool:
+    """Whether the kernels of ``point_affiliation`` are written for these sizes: integer ratios and K <= 7.
+
+    At the ratio 1 the windows of K = 7 are too large for a tile.
+    """
+    size, cells = query.shape[2:], key.shape[2:]
     if key.numel() == 0 or any(s % c for s, c in zip(size, cells)):
         return False
     rows, columns = tile_sides(size, cells, kernel_size)

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..checks import check_norm_projection, check_tensor
 from .launching import block, dense, empty_following, on_device_of
 
 POSITIONS = 64
@@ -164,8 +165,16 @@ def flat_strides(x):
     return x.stride(0), x.stride(1), 1 if x.is_contiguous() else x.shape[1]
 
 
+def check(x, matrix, shift):
+    """Before memory is touched: for callers of ``torch.ops``, since the public function has asked already."""
+    check_norm_projection(x, matrix, shift)
+    check_tensor('matrix', matrix, matrix.shape, x, torch.float32)
+    check_tensor('shift', shift, shift.shape, x, torch.float32)
+
+
 def forward(x, matrix, shift, eps):
     """As ``torch.ops.sapa_mm.norm_projection``, but the output has the layout of ``x``."""
+    check(x, matrix, shift)
     (N, C, H, W), D = x.shape, matrix.shape[0]
     x, matrix, shift = dense(x), matrix.contiguous(), shift.contiguous()
     output = empty_following(x, (N, D, H, W))
@@ -183,7 +192,11 @@ def forward(x, matrix, shift, eps):
 
 def backward(grad, x, matrix, shift, mean, rstd, eps, needs_grad):
     """As ``torch.ops.sapa_mm._norm_projection_backward``, but the gradient of ``x`` has its layout."""
+    check(x, matrix, shift)
     (N, C, H, W), D = x.shape, matrix.shape[0]
+    check_tensor('grad', grad, (N, D, H, W), x)
+    for name, saved in dict(mean=mean, rstd=rstd).items():
+        check_tensor(name, saved, (N, H, W), x, torch.float32)
     inputs = x, matrix, shift
     grads = [empty_following(t, t.shape if needed else (0,)) for t, needed in zip(inputs, needs_grad)]
     if D == 0:

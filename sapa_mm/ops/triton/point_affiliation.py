@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from ..borders import ZERO
+from ..checks import NORMALIZATIONS, check_point_affiliation, check_tensor
 from ..maps import EPS
-from . import CELLS, POSITIONS, tile_sides
+from . import CELLS, POSITIONS, serves, tile_sides
 from .launching import block, dense, empty_following, on_device_of
 from .tiles import add_product, all_finite, load_tile, positive, positive_slope, reaches, store_tile
 
@@ -342,10 +343,23 @@ def options_of(query, key, kernel_size, normalization):
     )
 
 
-def forward(query, key, value, kernel_size, normalization, border):
-    """As ``torch.ops.sapa_mm.point_affiliation``, for what :func:`sapa_mm.ops.triton.fits` lets through."""
+def check(query, key, value, kernel_size, normalization, border):
+    """Before memory is touched: for callers of ``torch.ops``, since the public function has asked already."""
     if border != ZERO:
         raise ValueError(f'the Triton kernels have the border {ZERO} (zero) alone, got {border}')
+    if normalization not in range(len(NORMALIZATIONS)):
+        raise ValueError(f'normalization must be 0 to {len(NORMALIZATIONS) - 1}, got {normalization}')
+    check_point_affiliation(query, key, value, kernel_size, NORMALIZATIONS[normalization], 'zero', 1)
+    if query.numel() == 0 or not serves(query, key, kernel_size):
+        raise ValueError(
+            'the Triton kernels need maps with elements, integer ratios and windows that fit into a tile, got '
+            f'query {tuple(query.shape)}, key {tuple(key.shape)} and kernel_size {kernel_size}'
+        )
+
+
+def forward(query, key, value, kernel_size, normalization, border):
+    """As ``torch.ops.sapa_mm.point_affiliation``, for what :func:`sapa_mm.ops.triton.fits` lets through."""
+    check(query, key, value, kernel_size, normalization, border)
     N, D, H, W = query.shape
     C, h, w = value.shape[1:]
     query, key, value = map(dense, (query, key, value))
@@ -367,9 +381,12 @@ def forward(query, key, value, kernel_size, normalization, border):
 
 def backward(grad, query, key, value, normalizer, kernel_size, normalization, border, needs_grad):
     """As ``torch.ops.sapa_mm._point_affiliation_backward``."""
+    check(query, key, value, kernel_size, normalization, border)
     needs_query, needs_key, needs_value = needs_grad
     N, D, H, W = query.shape
     C, h, w = value.shape[1:]
+    check_tensor('grad', grad, (N, C, H, W), query)
+    check_tensor('normalizer', normalizer, (N, H, W), query, torch.float32)
     inputs = query, key, value
     grads = [empty_following(x, x.shape if needed else (0,)) for x, needed in zip(inputs, needs_grad)]
     if not any(needs_grad):

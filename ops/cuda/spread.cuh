@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradient of a low-resolution map that was mixed: every position of it collects from the positions whose windows
+// hold it, in one order, so that no atomics are needed and results repeat.
+#pragma once
+
+#include "window.cuh"
+
+namespace sapa_mm {
+
+constexpr int kSpreadChannels = 8;  // that a thread sums
+
+// Some channels of what a thread owns: `unit` is a low-resolution position, or a square of them.
+struct SpreadPlace {
+  int64_t image, group, first;  // among those of the weights; first channel
+  int unit, count;              // count: of channels
+
+  // Divisions of 64 bits take as long as dozens of products: one for each thread.
+  template <typename scalar_t>
+  __device__ SpreadPlace(const View<scalar_t>& grad, int64_t groups, int64_t units) {
+    const int64_t per_group = grad.channels / groups;
+    const uint32_t blocks = static_cast<uint32_t>((per_group + kSpreadChannels - 1) / kSpreadChannels);
+    const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, rest = index / units;
+    unit = static_cast<int>(index - rest * units);
+    const uint32_t block = static_cast<uint32_t>(rest) % (static_cast<uint32_t>(groups) * blocks);
+    image = static_cast<uint32_t>(rest) / (static_cast<uint32_t>(groups) * blocks);
+    group = block / blocks;
+    first = group * per_group + block % blocks * int64_t{kSpreadChannels};
+    const int64_t left = (group + 1) * per_group - first;
+    count = left < kSpreadChannels ? static_cast<int>(left) : kSpreadChannels;
+  }
+};
+
+// First position of a cell, and for cell == cells the end of the axis.
+__device__ inline int start_of(int cell, const CellAxis& axis, int ratio) {
+  return ratio > 0 ? cell * ratio : static_cast<int>(axis.first_position(cell));
+}
+
+// (n, c .. c + kSpreadChannels, y, x) is one low-resolution position.
+template <typename scalar_t, typename weight_t, typename acc_t>
+__global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): what was multiplied with the weights
+                              View<const weight_t> weights,  // (images, groups*K*K, H, W)
+                              Geometry g, int ratio_y, int ratio_x,  // 0 where not an integer, or with borders
+                              int64_t groups, int64_t first_image,
+                              View<scalar_t> grad) {  // (N, C, h, w)
+  const SpreadPlace at(grad, groups, g.h * g.w);
+  if (at.image >= weights.images) return;
+  const int h = static_cast<int>(g.h), w = static_cast<int>(g.w), x = at.unit % w, y = at.unit / w;
+  const int K = g.kernel_size, radius = K / 2;
+  const int bottom = y + radius < h ? y + radius : h - 1, right = x + radius < w ? x + radius : w - 1;
+  acc_t sum[kSpreadChannels] = {};
+  for (int cell_y = y < radius ? 0 : y - radius; cell_y <= bottom; ++cell_y) {
+    const int y_begin = start_of(cell_y, g.rows(), ratio_y), rows = start_of(cell_y + 1, g.rows(), ratio_y) - y_begin;
+    for (int cell_x = x < radius ? 0 : x - radius; cell_x <= right; ++cell_x) {
+      const int x_begin = start_of(cell_x, g.columns(), ratio_x),
+                columns = start_of(cell_x + 1, g.columns(), ratio_x) - x_begin;
+      const int64_t tap = (at.group * K + (y - cell_y + radius)) * K + (x - cell_x + radius);
+      const weight_t* weight_row = weights.data + at.image * weights.n + tap * weights.c + y_begin * weights.y;
+      const scalar_t* source_row = source.data + (first_image + at.image) * source.n + at.first * source.c;
+      source_row += y_begin * source.y;
+      for (int row = 0; row < rows; ++row, weight_row += weights.y, source_row += source.y)
+        for (int px = x_begin; px < x_begin + columns; ++px) {
+          const acc_t weight = static_cast<acc_t>(weight_row[px * weights.x]);
+          const scalar_t* from = source_row + px * source.x;
+#pragma unroll
+          for (int c = 0; c < kSpreadChannels; ++c, from += source.c)
+            if (c < at.count) sum[c] += weight * static_cast<acc_t>(*from);
+        }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kSpreadChannels; ++c)
+    if (c < at.count) grad.at(first_image + at.image, at.first + c, y, x) = static_cast<scalar_t>(sum[c]);
+}
+
+// The same at ratio 2, for a square of two by two low-resolution positions: of the rows of positions that their windows
+// cover, each value is read once for all that it is added to, four of them at a time.
+template <int K, typename scalar_t, typename weight_t, typename acc_t>
+__global__ void spread_squares_kernel(View<const scalar_t> source, View<const weight_t> weights, int64_t groups,
+                                      int64_t first_image, View<scalar_t> grad) {
+  constexpr int kRadius = K / 2, kBefore = (kRadius + 1) / 2;                  // fours before that of the square itself
+  constexpr int kFours = 2 * kBefore + 1, kBegin = 4 * kBefore - 2 * kRadius;  // where the left window begins in them
+  const int h = static_cast<int>(grad.height), w = static_cast<int>(grad.width);
+  const SpreadPlace at(grad, groups, static_cast<int64_t>((h + 1) / 2) * (w / 2));
+  if (at.image >= weights.images) return;
+  const int x = at.unit % (w / 2) * 2, y = at.unit / (w / 2) * 2;
+  acc_t sum[2][2][kSpreadChannels] = {};
+  for (int j = 0; j <= K; ++j) {
+    const int cell_y = y - kRadius + j;
+    if (cell_y < 0 || cell_y >= h) continue;
+    const bool reaches[2] = {j < K, j > 0 && y + 1 < h};  // the upper row of the square, the lower one
+    for (int row = 2 * cell_y; row < 2 * cell_y + 2; ++row) {
+      acc_t weight[2][2][2 * K] = {};
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        if (!reaches[v]) continue;
+        const int64_t tap = (at.group * K + (K - 1 - j + v)) * K + K - 1;
+        const weight_t* from = &weights.at(at.image, tap, row, 0) + 2 * (x - kRadius);
+#pragma unroll
+        for (int i = 0; i < K; ++i, from += 2 - weights.c)
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const int cell_x = x + u - kRadius + i;
+            if (cell_x < 0 || cell_x >= w) continue;
+            const Pack<weight_t, 2> two = pack_at<2>(from + 2 * u);
+            weight[v][u][2 * i] = static_cast<acc_t>(two.data[0]);
+            weight[v][u][2 * i + 1] = static_cast<acc_t>(two.data[1]);
+          }
+      }
+      const scalar_t* from = &source.at(first_image + at.image, at.first, row, 0) + 2 * x;
+#pragma unroll
+      for (int c = 0; c < kSpreadChannels; ++c) {
+        acc_t there[4 * kFours] = {};
+#pragma unroll
+        for (int q = 0; q < kFours; ++q) {
+          const int column = 2 * x + 4 * (q - kBefore);
+          if (column < 0 || column >= 2 * w) continue;
+          const Pack<scalar_t, 4> four = pack_at<4>(from + 4 * (q - kBefore));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) there[4 * q + i] = static_cast<acc_t>(four.data[i]);
+        }
+#pragma unroll
+        for (int v = 0; v < 2; ++v)
+          if (reaches[v])
+#pragma unroll
+            for (int u = 0; u < 2; ++u)
+#pragma unroll
+              for (int i = 0; i < 2 * K; ++i) sum[v][u][c] += weight[v][u][i] * there[kBegin + 2 * u + i];
+        if (c + 1 < at.count) from += source.c;  // else the last once more, into a sum that is not stored
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kSpreadChannels; ++c)
+    if (c < at.count)
+#pragma unroll
+      for (int v = 0; v < 2; ++v)
+        if (y + v < h)
+#pragma unroll
+          for (int u = 0; u < 2; ++u)
+            grad.at(first_image + at.image, at.first + c, y + v, x + u) = static_cast<scalar_t>(sum[v][u][c]);
+}
+
+template <typename scalar_t, typename weight_t, typename acc_t, typename Stream>
+struct Spread {
+  View<const scalar_t> source;
+  View<const weight_t> weights;
+  int64_t kernel_size, groups;
+  Border border;
+  int64_t first_image;
+  View<scalar_t> grad;
+  Stream stream;
+
+  void operator()() const {
+    if (weights.images * grad.channels * grad.height * grad.width == 0) return;
+    const bool doubles = source.height == 2 * grad.height && source.width == 2 * grad.width;
+    if (border == Border::kZero && doubles && has_packs<4>(source) && has_packs<2>(weights))
+      for_window(kernel_size, *this);
+    else
+      run_any();
+  }
+
+  template <int K>
+  void run() const {
+    SAPA_MM_LAUNCH((spread_squares_kernel<K, scalar_t, weight_t, acc_t>),
+                   blocks((grad.height + 1) / 2 * (grad.width / 2)), 0, stream, source, weights, groups, first_image,
+                   grad);
+  }
+
+  void run_any() const {
+    const Geometry g{source.height, source.width, grad.height, grad.width, 1, 1, static_cast<int>(kernel_size), 0, 0, 0,
+                     kThreads,      border};
+    const auto ratio = [this](int64_t size, int64_t cells) {
+      return border == Border::kZero && size % cells == 0 ? static_cast<int>(size / cells) : 0;
+    };
+    SAPA_MM_LAUNCH((spread_kernel<scalar_t, weight_t, acc_t>), blocks(g.h * g.w), 0, stream, source, weights, g,
+                   ratio(g.H, g.h), ratio(g.W, g.w), groups, first_image, grad);
+  }
+
+  int64_t blocks(int64_t units) const {
+    const int64_t channel_blocks = (grad.channels / groups + kSpreadChannels - 1) / kSpreadChannels;
+    return (weights.images * groups * channel_blocks * units + kThreads - 1) / kThreads;
+  }
+};
+
+}  // namespace sapa_mm
