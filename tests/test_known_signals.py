@@ -84,6 +84,9 @@ def test_model_gives_back_what_is_constant_and_shares_its_encoder():
     # averaged over 8 x 8 positions, alternating columns are nothing but their mean
     labels[:, :, ::2] = 0
     assert models['nearest'](images, labels)['loss'].item() == pytest.approx(0.5)
+    told = known.KnownSignalModel(3, 8, NEAREST, true_guide=True)
+    _, _, (_, feature, guide) = told.steps(images, labels)
+    assert feature.shape[2:] == (16, 16) and torch.equal(guide, told.embedding[labels].permute(0, 3, 1, 2))
     loss = models['sapa'](images, labels)['loss']
     loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in models['sapa'].encoder.parameters() if p.dim() > 1)
@@ -146,7 +149,8 @@ def test_a_study_runs(data, tmp_path):
     }
     options = {
         **loaders, 'model.num_classes': 3, 'val_evaluator.scored': 2, 'test_evaluator.scored': 2,
-        'train_dataloader.dataset.crop': 32, 'train_dataloader.batch_size': 2, 'val_dataloader.dataset.splits': {'val': 1},
+        'train_dataloader.dataset.crop': 32, 'train_dataloader.batch_size': 2,
+        'val_dataloader.dataset.splits': {'val': 1},
         'test_dataloader.dataset.splits': {'test': 1, 'train': 1},
         'train_cfg.max_iters': 30, 'train_cfg.val_interval': 30, 'param_scheduler.1.end': 30,
         'default_hooks.logger.interval': 1,

@@ -36,9 +36,9 @@ BINS = 200
 class KnownSignals(torch.utils.data.Dataset):
     """Pictures with their label maps at full size.
 
-    Two layouts: label maps of `images/SPLIT` and `annotations/SPLIT`, as tools/dataset_converters/camvid.py writes, where
-    255 becomes the last label and is not scored; or instances in COCO format, `annotations/SPLIT.json` and `images/SPLIT`,
-    which become the labels 0 and 1.
+    Two layouts: label maps, `images/SPLIT` and `annotations/SPLIT`, as tools/dataset_converters/camvid.py writes them,
+    where 255 becomes the last label; or instances in COCO format, `images/SPLIT` and `annotations/SPLIT.json`, which
+    become the labels 0 and 1.
 
     Args:
         data_root (str): Folder of the data.
@@ -123,7 +123,7 @@ class ColourStep(BaseUpsampler):
 
 
 class GuideEncoder(nn.Module):
-    """Two convolutions of 3x3 at each level, the picture's own size first; a level is half as large as the one before."""
+    """Two 3x3 convolutions a level, at the picture's own size first, then at half the size of the level before."""
 
     def __init__(self, levels: int, channels: int) -> None:
         super().__init__()
@@ -147,11 +147,15 @@ class KnownSignalModel(BaseModel):
         ratio (int): 2, 4, 8, ...: how much smaller the averaged signal is.
         upsample_cfg (dict): The upsampler, one of its own for each step.
         channels (int): Channels of the embedded signal and of the guides, at least ``num_classes``. Defaults to 32.
+        true_guide (bool): The guides are the signal itself at the size of each step: an encoder that knows every label.
+            Defaults to False: they come from the picture.
     """
 
-    def __init__(self, num_classes: int, ratio: int, upsample_cfg: dict, channels: int = 32) -> None:
+    def __init__(
+        self, num_classes: int, ratio: int, upsample_cfg: dict, channels: int = 32, true_guide: bool = False
+    ) -> None:
         super().__init__()
-        self.num_classes, self.ratio = num_classes, ratio
+        self.num_classes, self.ratio, self.true_guide = num_classes, ratio, true_guide
         steps = ratio.bit_length() - 1
         noise = torch.randn(channels, num_classes, generator=torch.Generator().manual_seed(0))
         self.register_buffer('embedding', torch.linalg.qr(noise)[0].T.contiguous())  # (num_classes, channels)
@@ -165,7 +169,8 @@ class KnownSignalModel(BaseModel):
         """The embedded signal, what comes back of it, and ``(upsampler, feature, guide)`` of the last step."""
         signal = self.embedding[labels].permute(0, 3, 1, 2)
         x = F.avg_pool2d(signal, self.ratio)
-        guides = self.encoder(inputs)
+        levels = range(len(self.upsamplers))
+        guides = [F.avg_pool2d(signal, 2**level) for level in levels] if self.true_guide else self.encoder(inputs)
         for i, upsampler in enumerate(self.upsamplers):
             level = len(guides) - 1 - i
             by_picture = getattr(upsampler, 'guided_by_picture', False)
@@ -232,8 +237,8 @@ class KnownSignalErrors(BaseMetric):
     """Errors near boundaries and inside, and what the kernels of the last step do, for each split by itself.
 
     ``error.R`` is the percentage of positions of the region ``R`` whose largest score is of a wrong label, ``square.R``
-    the squared error of the scores, summed over labels, times 100. Regions: ``1px`` to ``5px`` around boundaries, what is
-    ``inside``, further than 5 pixels from one, and ``all``. Figures of the training pictures begin with ``train``.
+    the squared error of the scores, summed over labels, times 100. Regions: ``1px`` to ``5px`` around boundaries,
+    ``inside`` (further than 5 pixels from one) and ``all``. Figures of the training pictures begin with ``train``.
 
     Args:
         scored (int): Labels from this on are not scored.
