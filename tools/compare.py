@@ -492,7 +492,7 @@ def write_report(args, study) -> None:
         f'<h2>{html.escape(title)}</h2><img alt="" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
         for title, content in pictures.items()
     ]
-    raw = html.escape(json.dumps(read_results(args.work_dir, dict(study, percent=()))))
+    raw = html.escape(json.dumps(read_raw(args.work_dir, study)))
     write(
         args.work_dir / 'report.html',
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(args.study.stem)}</title><style>{STYLE}</style>'
@@ -502,9 +502,14 @@ def write_report(args, study) -> None:
     console.print(f'written: {args.work_dir / "report.md"}, {args.work_dir / "report.html"}')
 
 
-def read_results(work_dir: Path, study) -> list[dict]:
+def read_raw(work_dir: Path, study) -> list[dict]:
     paths = [result_path(work_dir, run) for run in runs(study)]
-    results = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def read_results(work_dir: Path, study) -> list[dict]:
+    """The finished runs, with the study's fractions as percent."""
+    results = read_raw(work_dir, study)
     for result in results:
         for figures in (*result['tests'].values(), *result['validation'].values()):
             figures.update((key, 100 * figures[key]) for key in study.get('percent', ()) if key in figures)
