@@ -73,12 +73,16 @@ test_dataloader = dict(
         **dataset,
     ),
 )
-coco = dict(type='CocoMetric', metric=['bbox', 'segm'])
-val_evaluator = dict(ann_file=data_root + 'annotations/val.json', **coco)
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm'])
 test_evaluator = [
-    dict(ann_file=data_root + 'annotations/test.json', **coco),
-    # AP at one threshold: what it calls mAP
-    dict(ann_file=data_root + 'annotations/test.json', iou_thrs=[0.9], metric_items=['mAP'], prefix='iou90', **coco),
+    dict(type='CocoMetric', ann_file=data_root + 'annotations/test.json', metric=['bbox', 'segm']),
+    dict(
+        type='sapa_mm.CocoMetricAt',
+        iou_thrs=[0.9],
+        ann_file=data_root + 'annotations/test.json',
+        metric=['bbox', 'segm'],
+        prefix='iou90',
+    ),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
