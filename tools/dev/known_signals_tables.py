@@ -20,6 +20,7 @@ SETTINGS = {
     for data, title in (('camvid', 'CamVid'), ('dsb2018', 'DSB2018'))
     for ratio in (4, 8)
 }
+KINDS = dict(square='squared error of the scores times 100 (what is trained)', error='wrong labels, %')
 REGIONS = ('1px', '2px', '3px', '5px', 'inside')
 
 
@@ -41,16 +42,18 @@ def read(folder: Path) -> dict:
     return found
 
 
-def error_table(study, results, prefix='') -> str:
-    """Errors by region, differences to bilinear interpolation at 1 and 3 pixels and inside."""
+def error_table(study, results, kind: str) -> str:
+    """``kind`` of error by region, differences to bilinear interpolation at 1 and 3 pixels and inside."""
     header = ['upsampler', 'seeds', *REGIONS, '1px minus bilinear', '3px minus bilinear', 'inside minus bilinear']
     rows = []
     for name in study.upsamplers:
-        values = {region: by_seed(results, name, 'last', f'{prefix}error.{region}') for region in REGIONS}
+        values = {region: by_seed(results, name, 'last', f'{kind}.{region}') for region in REGIONS}
+        if not values['3px']:
+            continue
         row = [name, str(len(values['3px']))]
         row += [summary(list(values[region].values())) for region in REGIONS]
         for region in ('1px', '3px', 'inside'):
-            baseline = by_seed(results, study.baseline, 'last', f'{prefix}error.{region}')
+            baseline = by_seed(results, study.baseline, 'last', f'{kind}.{region}')
             row.append('' if name == study.baseline else difference(values[region], baseline))
         rows.append(row)
     return markdown(header, rows)
@@ -113,18 +116,20 @@ def kernel_table(found) -> str:
 def draw_errors(found):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6 * ((len(found) + 1) // 2)), layout='constrained')
-    axes = figure.subplots((len(found) + 1) // 2, 2, squeeze=False).flat
-    for ax, (setting, (study, results)) in zip(axes, found.items()):
-        for number, name in enumerate(study.upsamplers):
-            means = []
-            for region in REGIONS:
-                values = list(by_seed(results, name, 'last', f'error.{region}').values())
-                means.append(statistics.fmean(values) if values else float('nan'))
-            ax.plot(REGIONS, means, 'o-' if number < 10 else 's--', color=f'C{number % 10}', label=name, markersize=3)
-        ax.set(title=SETTINGS[setting], ylabel='wrong labels, %', yscale='log')
-        ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=7, ncols=2)
+    figure = Figure(figsize=(12, 3.6 * len(found)), layout='constrained')
+    axes = figure.subplots(len(found), 2, squeeze=False)
+    for row, (setting, (study, results)) in zip(axes, found.items()):
+        for ax, (kind, what) in zip(row, KINDS.items()):
+            for number, name in enumerate(study.upsamplers):
+                means = []
+                for region in REGIONS[:-1]:
+                    values = list(by_seed(results, name, 'last', f'{kind}.{region}').values())
+                    means.append(statistics.fmean(values) if values else float('nan'))
+                if by_seed(results, name, 'last', f'{kind}.1px'):
+                    ax.plot(REGIONS[:-1], means, 'o-', color=f'C{number % 10}', label=name, markersize=3)
+            ax.set(title=SETTINGS[setting], ylabel=what.partition(' (')[0])
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize=7, ncols=2)
     return figure
 
 
@@ -167,11 +172,11 @@ def main():
     parts = ['# Known signals']
     for setting, (study, results) in found.items():
         parts.append(f'## {SETTINGS[setting]}')
-        parts.append(f'{len(results)} of {len(study.upsamplers) * len(study.seeds)} runs. Test pictures:')
-        parts.append(error_table(study, results))
-        parts.append('Training pictures:')
-        parts.append(error_table(study, results, 'train '))
-        parts.append('Test pictures one by one:')
+        parts.append(f'{len(results)} of {len(study.upsamplers) * len(study.seeds)} runs.')
+        for title, prefix in {'Test pictures': '', 'Training pictures': 'train '}.items():
+            for kind, what in KINDS.items():
+                parts += [f'{title}, {what}:', error_table(study, results, f'{prefix}{kind}')]
+        parts.append('Test pictures one by one, wrong labels:')
         parts.append(picture_table(study, results))
     parts += ['## Kernels of the last step, test pictures', kernel_table(found)]
     parts += ['![errors](known_signals_errors.png)', '![entropy](known_signals_entropy.png)']
