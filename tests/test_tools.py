@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmengine.runner.checkpoint
 import numpy as np
@@ -412,6 +413,35 @@ def test_compare_goes_on_after_kills(config, tmp_path):
 
     study.write_text(STUDY.replace("'train_cfg.max_iters': 8", "'train_cfg.max_iters': 10"))
     assert 'is of another config or other options' in run('compare.py', study, '--work-dir', whole, status=2)
+
+
+def test_compare_single_seeds_and_fractions(config, tmp_path, monkeypatch):
+    """--seeds runs what it names and nothing else; fractions become percent in the tables, not in the files."""
+    shutil.copy(config, tmp_path / 'config.py')
+    study = tmp_path / 'study.py'
+    study.write_text(STUDY + "percent = ['mIoU']\n")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    compare = importlib.import_module('compare')
+    started = []
+    monkeypatch.setattr(
+        compare.subprocess, 'Popen', lambda command, **_: started.append(command[-1]) or SimpleNamespace(
+            poll=lambda: 0, returncode=1, kill=lambda: None))  # fmt: skip
+    for seeds in (['5'], ['4']):
+        monkeypatch.setattr(
+            sys, 'argv', ['compare.py', str(study), '--work-dir', str(tmp_path / 'out'), '--seeds', *seeds]
+        )
+        with pytest.raises(SystemExit):  # of runs that failed, and of a seed that is none of the study's
+            compare.main()
+    assert started == ['bilinear/s5', 'SAPA-B/s5']
+
+    result = dict(
+        upsampler='bilinear', seed=3, tests=dict(last=dict(mIoU=0.25, other=0.5)), validation={4: dict(mIoU=0.125)}
+    )
+    path = tmp_path / 'out' / 'runs' / 'bilinear_s3.json'
+    path.write_text(json.dumps(result))
+    (read,) = compare.read_results(tmp_path / 'out', compare.read_study(study))
+    assert read['tests']['last'] == dict(mIoU=25, other=0.5) and read['validation'] == {'4': dict(mIoU=12.5)}
+    assert json.loads(path.read_text())['tests'] == result['tests']
 
 
 @pytest.mark.parametrize(

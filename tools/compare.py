@@ -12,6 +12,7 @@ STUDY is a config of mmengine with
     options      optional: settings to override in all runs, such as the budget, as --cfg-options does
     place        optional: where upsample_cfg goes (default: model.decode_head.upsample_cfg)
     pictures     optional: pictures whose upsampled features the report shows
+    percent      optional: metrics that the test gives as fractions; the report has them times 100
 
 Each run is a process. It trains, then tests the last checkpoint and, where there is one (`save_best`), the best.
 Runs of one seed differ by the upsampler alone, so differences are taken by seed. Started again, a killed study goes on:
@@ -59,6 +60,7 @@ def parse_args():
     parser.add_argument('study', type=Path, help='study file')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the study>')
     parser.add_argument('--jobs', type=int, default=1, help='runs at the same time, each a process (default: 1)')
+    parser.add_argument('--seeds', type=int, nargs='+', help="run only these of the study's seeds (default: all)")
     parser.add_argument('--report', action='store_true', help='run nothing: write the report of the finished runs')
     parser.add_argument('--run', help=argparse.SUPPRESS)  # the process of one run
     args = parser.parse_args()
@@ -122,9 +124,14 @@ def run_one(config: Path, folder: Path, out: Path) -> None:
     tests = {}
     last = find_resumable(str(folder))
     for name, checkpoint in (('last', last), ('best', tested_best(folder))):
-        if checkpoint is not None:
-            runner.load_checkpoint(str(checkpoint))
-            tests[name] = dict(checkpoint=Path(checkpoint).name, **runner.test())
+        if checkpoint is None:
+            continue
+        file = Path(checkpoint).name
+        if name == 'best' and file.endswith(f'_{Path(last).name}'):  # best_METRIC_iter_N.pth: the same weights
+            tests[name] = {**tests['last'], 'checkpoint': file}
+            continue
+        runner.load_checkpoint(str(checkpoint))
+        tests[name] = dict(checkpoint=file, **runner.test())
     training, validation = curves(folder)
     times = [entry['time'] for entry in training.values()]
     write(
@@ -212,6 +219,8 @@ def take(lock, work_dir: Path, patience: float = 5) -> None:
 def run_all(args, configs: dict[str, Path], lock) -> list[str]:
     """Run what is not finished, ``args.jobs`` at a time; returns a line for each run that failed."""
     waiting = [run for run in configs if not result_path(args.work_dir, run).exists()]
+    if args.seeds is not None:
+        waiting = [run for run in waiting if int(run.rpartition('/s')[2]) in args.seeds]
     environment = dict(os.environ)
     if args.jobs > 1:
         environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // args.jobs)))
@@ -483,7 +492,7 @@ def write_report(args, study) -> None:
         f'<h2>{html.escape(title)}</h2><img alt="" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
         for title, content in pictures.items()
     ]
-    raw = html.escape(json.dumps(results))
+    raw = html.escape(json.dumps(read_raw(args.work_dir, study)))
     write(
         args.work_dir / 'report.html',
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(args.study.stem)}</title><style>{STYLE}</style>'
@@ -493,9 +502,18 @@ def write_report(args, study) -> None:
     console.print(f'written: {args.work_dir / "report.md"}, {args.work_dir / "report.html"}')
 
 
-def read_results(work_dir: Path, study) -> list[dict]:
+def read_raw(work_dir: Path, study) -> list[dict]:
     paths = [result_path(work_dir, run) for run in runs(study)]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def read_results(work_dir: Path, study) -> list[dict]:
+    """The finished runs, with the study's fractions as percent."""
+    results = read_raw(work_dir, study)
+    for result in results:
+        for figures in (*result['tests'].values(), *result['validation'].values()):
+            figures.update((key, 100 * figures[key]) for key in study.get('percent', ()) if key in figures)
+    return results
 
 
 def runs(study) -> dict[str, tuple[str, int]]:
@@ -510,6 +528,9 @@ def config_path(work_dir: Path, run: str) -> Path:
 def main():
     args = parse_args()
     study = read_study(args.study)
+    strange = sorted({*(args.seeds or ())} - {*study.seeds})
+    if strange:
+        fail(f'--seeds: {strange[0]} is none of the seeds {study.seeds} of {args.study}')
     if args.work_dir is None:
         args.work_dir = Path('work_dirs') / args.study.stem
     if args.run:

@@ -5,6 +5,7 @@ from ..registry import METRICS, import_or_explain
 from .boundary_iou import BoundaryIoU
 
 ClassIoU = import_or_explain('.class_iou', 'ClassIoU', 'mmseg', METRICS, __name__)
+CocoMetricAt = import_or_explain('.coco_metric_at', 'CocoMetricAt', 'mmdet', METRICS, __name__)
 PanopticQuality = import_or_explain('.panoptic_quality', 'PanopticQuality', 'mmdet', METRICS, __name__)
 
-__all__ = ['BoundaryIoU', 'ClassIoU', 'PanopticQuality']
+__all__ = ['BoundaryIoU', 'ClassIoU', 'CocoMetricAt', 'PanopticQuality']

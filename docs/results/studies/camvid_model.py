@@ -35,7 +35,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
@@ -48,11 +48,12 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.2)), norm_decay_mult=0.0),
 )
+iterations = 720
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=20, end=400, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=40),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=40, end=iterations, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=400, val_interval=100)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=180)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=1, save_best='mIoU'), logger=dict(interval=20))
+default_hooks = dict(checkpoint=dict(interval=60, max_keep_ckpts=1, save_best='mIoU'), logger=dict(interval=20))
