@@ -53,7 +53,7 @@ try_out() {
 for environment in "$@"; do
   python=${environment%%:*} extra=${environment#"$python"}
   extra=${extra#:}
-  name=$("$python" -c 'import sys, torch; print("py%d.%d-torch-%s" % (*sys.version_info[:2], torch.__version__))')
+  name=$("$python" -c 'import sys, importlib.metadata as m; print("py%d.%d-torch-%s" % (*sys.version_info[:2], m.version("torch")))')
   here=$work/$name-$extra
   over "$python" "$here-wheel"
   over "$python" "$here-sdist"
@@ -61,7 +61,7 @@ for environment in "$@"; do
   say "$name${extra:+ with $extra}: source archive and wheel"
   "$here-sdist/bin/python" -c 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])' "$OUT" \
     >"$work/sdist.log" 2>&1 || { tail -n 40 "$work/sdist.log"; exit 1; }
-  archive=$(ls -t "$OUT"/sapa_mm-*.tar.gz | head -n 1)
+  archive=$(ls -t "$OUT"/sapa[-_]mm-*.tar.gz | head -n 1) # setuptools before 69.3 leaves the dash
   if ! compgen -G "$OUT/$name/*.whl" >/dev/null; then
     "$here-wheel/bin/python" -m pip wheel -v --no-deps --no-index --no-build-isolation --wheel-dir "$OUT/$name" \
       "$archive" >"$work/wheel.log" 2>&1 || { tail -n 40 "$work/wheel.log"; exit 1; }
