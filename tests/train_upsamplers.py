@@ -5,6 +5,8 @@ A script of its own, so that an installed package can be tried in an environment
 ``tools/dev/check_install.sh``.
 """
 
+import logging
+
 import torch
 
 import sapa_mm
@@ -20,6 +22,8 @@ from sapa_mm import (
     build_upsampler,
 )
 from sapa_mm.registry import MODELS
+
+logging.disable(logging.INFO)  # mmengine tells of each parameter that init_weights was called
 
 
 def step(module, *inputs):
