@@ -2,8 +2,9 @@
 """Builds the optional native ops and fills ``sapa_mm/.mim``; the metadata is in pyproject.toml.
 
 Environment variables:
-    SAPA_MM_WITH_OPS=0    install without native ops (the plain torch reference serves; when importing the package
-                          it sets aside those that are installed)
+    SAPA_MM_WITH_OPS=0    install without native ops (the plain torch reference serves, and the package does not warn
+                          of it; when importing the package it sets aside those that are installed)
+    SAPA_MM_LOCAL_VERSION what to add to the version, such as pt2.13cpu: names the torch of a wheel (docs/release.md)
     FORCE_CUDA=1 | 0      build the CUDA kernels without asking what torch is, or leave them out
     TORCH_CUDA_ARCH_LIST  architectures of the CUDA kernels (default below)
     DEBUG=1               no optimisation, debug symbols
@@ -106,7 +107,7 @@ EXTENSION, BUILD_EXTENSION = native_extension()
 
 
 class OptionalBuildExt(BUILD_EXTENSION or build_ext):
-    """A build that fails says so and lets the installation go on."""
+    """A build that fails says so and lets the installation go on, with a wheel that is tagged as what it is: pure."""
 
     def run(self):
         try:
@@ -114,6 +115,10 @@ class OptionalBuildExt(BUILD_EXTENSION or build_ext):
         except Exception as error:  # no compiler, a CUDA mismatch, a compile error: the reference serves
             say(f'THE NATIVE OPS WERE NOT BUILT: {type(error).__name__}: {error}')
             say(f'{REFERENCE}; pip install -v shows the compiler output')
+            wheel = self.distribution.get_command_obj('bdist_wheel', create=False)
+            if wheel and not self.editable_mode:
+                wheel.root_is_pure = True
+                self.distribution.ext_modules = []
 
 
 class BuildPyWithMim(build_py):
@@ -124,12 +129,17 @@ class BuildPyWithMim(build_py):
     """
 
     def run(self):
-        super().run()
         root = Path(__file__).resolve().parent
+        package = (root if self.editable_mode else Path(self.build_lib).resolve()) / 'sapa_mm'
         if self.editable_mode:
-            for stale in root.glob('sapa_mm/_C.*'):  # if the build that follows fails, the reference has to serve
+            for stale in package.glob('_C.*'):  # if the build that follows fails, the reference has to serve
                 stale.unlink()
-        target = (root if self.editable_mode else Path(self.build_lib).resolve()) / 'sapa_mm' / '.mim'
+        elif package != root / 'sapa_mm':  # a library, a module or a config of an earlier build would be packed
+            shutil.rmtree(package, ignore_errors=True)
+        super().run()
+        if os.environ.get('SAPA_MM_WITH_OPS') == '0':
+            (package / '_C.left_out').write_text('Built with SAPA_MM_WITH_OPS=0: do not warn that _C is missing.\n')
+        target = package / '.mim'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in ('configs', 'tools', 'model-index.yml'):
@@ -153,7 +163,15 @@ def readme():
     return re.sub(r'(?<!!)(\[[^]]*\]\()(?!https?:|#)', rf'\1{url}/blob/main/', text)
 
 
+def version():
+    """The version of the package, with the local part that names the torch of a wheel (docs/release.md)."""
+    text = (Path(__file__).resolve().parent / 'sapa_mm' / '__init__.py').read_text()
+    local = os.environ.get('SAPA_MM_LOCAL_VERSION')
+    return re.search("^__version__ = '(.+)'$", text, re.MULTILINE)[1] + (f'+{local}' if local else '')
+
+
 setup(
+    version=version(),
     license='Apache-2.0',
     long_description=readme(),
     long_description_content_type='text/markdown',

@@ -28,6 +28,8 @@ MMCV_OPS = (
     "pip install 'setuptools<82' wheel ninja packaging && "
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps {requirement}'
 )
+# All of them write into one folder, cv2.
+OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless')
 
 
 def installed(distribution: str) -> str | None:
@@ -95,6 +97,28 @@ def attempt(module: str) -> str | None:
     return None
 
 
+def opencv() -> list[tuple[str, str, str, str]]:
+    """The row of OpenCV, which the toolboxes bring along; none where none is installed.
+
+    Some of what they need asks for two of its distributions. Of one version, their files are the same but for the
+    window system; of two, what is imported is a mixture.
+    """
+    versions = {name: installed(name) for name in OPENCV if installed(name)}
+    if not versions:
+        return []
+    found = ' and '.join(f'{name} {version}' for name, version in versions.items())
+    error = attempt('cv2')
+    if not error and len(set(versions.values())) == 1:
+        return [('opencv', 'ok', found + (', files of the last installed' if len(versions) > 1 else ''), '')]
+    name, version = list(versions.items())[0]
+    if error and 'lib' in error and not name.endswith('-headless'):  # of the display, such as libGL.so.1
+        name += '-headless'
+        version = versions.get(name, version)
+    found += f' ({error})' if error else ', one over the other'
+    remedy = f'pip uninstall -y {" ".join(versions)} && pip install --no-deps {name}=={version}'
+    return [('opencv', 'broken', found, remedy)]
+
+
 def examine() -> list[tuple[str, str, str, str]]:
     """One row a component: name, state (``'ok'``, ``'missing'``, ``'broken'``), what was found, what mends it."""
     rows = [
@@ -128,6 +152,7 @@ def examine() -> list[tuple[str, str, str, str]]:
             wanted = f'{name}=={version}' if version else requirement(name)
             remedy = MMCV_OPS.format(requirement=wanted) if error else ''
             rows.append(('mmcv.ops', 'missing' if error else 'ok', found, remedy))
+    rows += opencv()
     if not attempt('mmengine'):
         # a type that cannot be built here says why when it is built; registering is what must work
         error = attempt('sapa_mm.registry')

@@ -164,6 +164,81 @@ def test_a_library_older_than_the_package_is_not_used(monkeypatch):
     assert library._load().endswith('is older than this package, it lacks of_tomorrow')
 
 
+def test_a_library_of_another_torch_is_not_used(monkeypatch):
+    """Even where it can be loaded: the next torch may lay out its objects otherwise."""
+    if ops.backend() != 'native':
+        pytest.skip('the compiled operators are not installed')
+    built_for = torch.ops.sapa_mm.built_for()
+    assert torch.__version__.startswith(f'{built_for}.')
+    assert library._load() is None
+    monkeypatch.setattr(torch, '__version__', '2.99.0+cpu')
+    assert library._load().endswith(f'was built for torch {built_for}, this is 2.99.0+cpu')
+
+
+USE_TWICE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import torch
+    import sapa_mm.ops.library as library
+    from sapa_mm import SAPA, ops
+    SAPA(4)
+    ops.backend(torch.ones(1, 4, 3, 3))
+    messages = [[str(w.message) for w in caught if 'sapa_mm' in str(w.message)]]
+    x = torch.ones(1, 4, 3, 3)
+    for _ in range(2):
+        ops.point_affiliation(x, x, x)
+        ops.feature_assembly(x, torch.ones(1, 9, 6, 6), 3)
+        messages.append([str(w.message) for w in caught if 'sapa_mm' in str(w.message)])
+print(*map(len, messages))
+print(*messages[-1])
+"""
+
+
+def test_a_missing_library_is_said_once_when_it_is_missed():
+    """Not when the package is imported, not for a question, not by the second operator."""
+    counts, message = run(HIDE_LIBRARY + USE_TWICE).splitlines()
+    assert counts == '0 1 1'
+    assert 'the package was installed without its compiled operators' in message
+    assert '`python -m sapa_mm.doctor`' in message
+
+
+@pytest.mark.parametrize('how', ['at run time', 'when built', 'for this call', 'compiled'])
+def test_what_was_chosen_is_not_warned_of(how, monkeypatch, recwarn):
+    monkeypatch.setattr(library, 'unavailable_reason', 'hidden')
+    monkeypatch.setattr(library, 'native_devices', dict.fromkeys(library.OPERATORS, ()))
+    monkeypatch.setattr(library, 'is_on_purpose', False)
+    library._warn_once.cache_clear()
+    x = torch.ones(1, 4, 3, 3)
+    if how == 'at run time':
+        out = run('import os\nos.environ["SAPA_MM_WITH_OPS"] = "0"\n' + USE_TWICE)
+        assert out.splitlines()[0] == '0 0 0'
+    elif how == 'when built':
+        monkeypatch.setattr(library, 'is_on_purpose', True)
+        ops.point_affiliation(x, x, x)
+    elif how == 'for this call':
+        with library.prefer('reference'):
+            ops.point_affiliation(x, x, x)
+    else:
+        monkeypatch.setattr(library, 'is_compiling', lambda: True)
+        ops.point_affiliation(x, x, x)
+    assert not [w for w in recwarn if 'plain torch' in str(w.message)]
+    if how != 'at run time':  # the same without the choice
+        monkeypatch.setattr(library, 'is_on_purpose', False)
+        monkeypatch.setattr(library, 'is_compiling', lambda: False)
+        with pytest.warns(UserWarning, match='plain torch.*: hidden'):
+            ops.point_affiliation(x, x, x)
+    library._warn_once.cache_clear()
+
+
+def test_a_build_without_the_operators_is_remembered(monkeypatch, tmp_path):
+    """setup.py leaves a mark beside the package's modules; the doctor says so."""
+    monkeypatch.setattr(library.importlib.util, 'find_spec', lambda name: None)
+    assert library._load() == 'the package was installed without its compiled operators'
+    monkeypatch.setattr(library, '_left_out', tmp_path)
+    assert library._load().endswith('without its compiled operators, as SAPA_MM_WITH_OPS=0 asked')
+
+
 @pytest.fixture
 def dataset_cfg(tmp_path):
     """Data that are all there."""
@@ -289,6 +364,38 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it():
     assert 'reference operators' in out and 'Everything is there' not in out
     assert [line.split(':')[0] for line in remedies] == ['sapa_mm.ops', 'mmcv', 'mmseg', 'mmdet']
     assert '--no-build-isolation' in remedies[0]
+
+
+@pytest.mark.parametrize(
+    ('there', 'error', 'state', 'remedy'),
+    [
+        ({}, 'No module named cv2', None, None),
+        ({'opencv-python': '4.12'}, None, 'ok', ''),
+        ({'opencv-python': '4.12', 'opencv-python-headless': '4.12'}, None, 'ok', ''),
+        (
+            {'opencv-python': '4.12', 'opencv-contrib-python': '5.0'}, None, 'broken',
+            'pip uninstall -y opencv-python opencv-contrib-python && pip install --no-deps opencv-python==4.12',
+        ),
+        (
+            {'opencv-python': '4.12'}, 'ImportError: libGL.so.1: cannot open', 'broken',
+            'pip uninstall -y opencv-python && pip install --no-deps opencv-python-headless==4.12',
+        ),
+        (
+            {'opencv-python': '5.0', 'opencv-python-headless': '4.12'}, 'ImportError: libGL.so.1: none', 'broken',
+            'pip uninstall -y opencv-python opencv-python-headless '
+            '&& pip install --no-deps opencv-python-headless==4.12',
+        ),
+    ],
+)  # fmt: skip
+def test_doctor_sees_two_opencv(there, error, state, remedy, monkeypatch):
+    """Their distributions share a folder: of two versions, one writes over a part of the other."""
+    from sapa_mm import doctor
+
+    monkeypatch.setattr(doctor, 'installed', there.get)
+    monkeypatch.setattr(doctor, 'attempt', lambda module: error)
+    rows = doctor.opencv()
+    assert [(row[1], row[3]) for row in rows] == ([(state, remedy)] if state else [])
+    assert all(f'{name} {version}' in rows[0][2] for name, version in there.items())
 
 
 def test_doctor_without_torch_or_mmengine():

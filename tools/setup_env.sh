@@ -132,9 +132,10 @@ install_mmcv_with_ops() {
 
 has_ops() { in_venv -m zipfile -l "$1" | grep '^mmcv/_ext' >/dev/null; }
 
-install_demo() {
-  pip_install -r "$versions/demo.txt"
-  # opencv-python needs the display libraries of a desktop; a bare machine gets the build that does without
+# Installs a file of requirements and leaves a cv2 that can be imported: opencv-python, which both stacks ask for, needs
+# the display libraries of a desktop; a bare machine gets the build that does without, of the same version, over it.
+install_stack() {
+  pip_install -r "$versions/$1.txt"
   if ! in_venv -c 'import cv2' 2>/dev/null; then
     local version
     version=$(in_venv -c 'from importlib.metadata import version; print(version("opencv-python"))')
@@ -163,9 +164,9 @@ if [ "$profile" != demo ]; then
 elif [ "$(cat "$stamps/mmcv" 2>/dev/null)" != "$key" ]; then
   step mmcv "${mmcv/==/-}-plain" 'mmcv without compiled ops' install_plain_mmcv
 fi
-step demo "$(digest "$versions"/{demo,mmcv,torch}.txt)" 'mmengine, mmsegmentation' install_demo
+step demo "$(digest "$versions"/{demo,mmcv,torch}.txt)" 'mmengine, mmsegmentation' install_stack demo
 if [ "$profile" != demo ]; then
-  step test "$(digest requirements/pytest.txt "$versions"/*.txt)" 'mmdetection, test tools' pip_install -r "$versions/test.txt"
+  step test "$(digest requirements/pytest.txt "$versions"/*.txt)" 'mmdetection, test tools' install_stack test
 fi
 
 build_package() {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.library import is_compiling
 from ..ops.maps import accumulation_dtype
 from ..ops.sizes import known, within
 from ..registry import MODELS, BaseModule
@@ -180,14 +181,6 @@ def warn_of_swapped_arguments(kind: str) -> None:
         'published code passes the guide first.',
         stacklevel=3,
     )
-
-
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing."""
-    compiler = getattr(torch, 'compiler', None)
-    if hasattr(compiler, 'is_compiling'):
-        return compiler.is_compiling()
-    return torch._dynamo.is_compiling()  # torch 2.1 and 2.2
 
 
 def fit(x: Tensor, size: tuple[int, int], scale_factor: int) -> Tensor:
