@@ -141,15 +141,19 @@ def predict(scope, cfg, model, image, trimap):
         from mmdet.apis import inference_detector
 
         sample = inference_detector(model, image)
-        # a pipeline that pads, as those of YOLOX and RTMDet do, counts its padding in img_shape
-        ratios = tuple(sample.get('scale_factor', (1, 1)))[::-1]
     else:
         from mmseg.apis import inference_model
 
         sample = inference_model(model, image)
-        # a pipeline that resizes twice, to multiples of 32, leaves the second one out of scale_factor
-        ratios = tuple(now / before for before, now in zip(sample.ori_shape, sample.img_shape))
-    return ratios, draw_prediction(cfg, model, image, sample)
+    return ratios_of(scope, sample), draw_prediction(cfg, model, image, sample)
+
+
+def ratios_of(scope, sample):
+    """Rows and columns of the network's input for one of the picture."""
+    if scope == 'mmdet':  # a pipeline that pads, as those of YOLOX and RTMDet do, counts its padding in img_shape
+        return tuple(sample.get('scale_factor', (1, 1)))[::-1]
+    # a pipeline that resizes twice, to multiples of 32, leaves the second one out of scale_factor
+    return tuple(now / before for before, now in zip(sample.ori_shape, sample.img_shape))
 
 
 def draw_prediction(cfg, model, image, sample):
