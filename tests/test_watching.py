@@ -20,16 +20,16 @@ def test_tensorboard(tmp_path):
     watched.write_text(re.sub(r"_base_ = '.*'", f"_base_ = '{base}'", block))
     run(
         'train.py', watched, '--work-dir', tmp_path / 'work',
-        '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',
+        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.logger.interval=1',
     )  # fmt: skip
     (events,) = (tmp_path / 'work').rglob('events.out.tfevents.*')
     found = EventAccumulator(str(events))
     found.Reload()
     tags = found.Tags()
     assert {'loss', 'lr', 'mIoU'} <= set(tags['scalars'])
-    assert [event.step for event in found.Scalars('loss')] == [1, 2]
+    assert [event.step for event in found.Scalars('loss')] == [1, 2, 3, 4]
     pictures = [name for name in tags['images'] if name.startswith('val_')]
     assert {'kernels', 'features'} < set(tags['images']) and pictures
     for name in ('kernels', 'features', *pictures):
         assert len(found.Images(name)[0].encoded_image_string) > 1000
-    assert found.Images('kernels')[0].step == 2
+    assert found.Images('kernels')[0].step == 4
