@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m sapa_mm.doctor``: what is installed, which operators run, what is missing and what mends it."""
+"""``python -m sapa_mm.doctor``: what is installed, which operators run, what is missing and what mends it.
 
+``--report`` prints the same as Markdown, with the machine and the settings that matter: a block for a bug report.
+"""
+
+import argparse
+import getpass
 import os
 import platform
 import re
 import shutil
+import socket
 import sys
 from importlib import import_module, metadata
 
@@ -30,6 +36,16 @@ MMCV_OPS = (
 )
 # All of them write into one folder, cv2.
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless')
+#: Variables that change what runs, or how it is built.
+VARIABLES = re.compile(
+    'SAPA_MM_|OMP_|KMP_|MKL_|CUDA_|TRITON_|PYTORCH_|(ATEN_CPU_CAPABILITY|FORCE_CUDA|TORCH_CUDA_ARCH_LIST|CXX|LD_PRELOAD)$'
+)
+#: Of what torch.utils.collect_env finds.
+MACHINE = dict(
+    os='OS', python_platform='platform', libc_version='libc', gcc_version='GCC', clang_version='Clang',
+    cuda_runtime_version='CUDA toolkit', nvidia_driver_version='GPU driver', nvidia_gpu_models='GPU',
+    cudnn_version='cuDNN',
+)  # fmt: skip
 
 
 def installed(distribution: str) -> str | None:
@@ -79,6 +95,40 @@ def operators() -> tuple[str, str, str, str]:
     return 'sapa_mm.ops', 'ok', found, ''
 
 
+def triton() -> tuple[str, str, str, str]:
+    """The row of Triton, which serves half and bfloat16 on GPUs."""
+    import torch
+
+    from sapa_mm.ops.triton import is_there
+
+    version, purpose = installed('triton'), 'float16 and bfloat16 on GPUs of sm_80 and newer'
+    if is_there:
+        return 'triton', 'ok', f'{version}, for {purpose}', ''
+    found = f'{version or "not installed"}; 3.6 or newer would serve {purpose}'
+    if torch.cuda.is_available():
+        return 'triton', 'missing', found, "pip install 'triton>=3.6'"
+    return 'triton', 'unused', found, ''
+
+
+def backends() -> tuple[str, str, str, str]:
+    """The row of what serves ``point_affiliation`` on each device here."""
+    import torch
+
+    from sapa_mm.ops import backend
+    from sapa_mm.ops.library import BACKENDS
+
+    served = [('cpu', torch.float32)]
+    if torch.cuda.is_available():
+        served += [('cuda', torch.float32), ('cuda', torch.bfloat16)]
+    found = ', '.join(
+        f'{device} {str(dtype).removeprefix("torch.")}: {backend(torch.empty(1, 8, 8, 8, dtype=dtype, device=device))}'
+        for device, dtype in served
+    )
+    chosen = os.environ.get('SAPA_MM_BACKEND')
+    asked = f'SAPA_MM_BACKEND={chosen}' if chosen else f'SAPA_MM_BACKEND can be {", ".join(BACKENDS)}'
+    return 'backends', 'ok', f'{found} ({asked})', ''
+
+
 def rebuild(cuda: str | None = None) -> str:
     """The command that builds the operators here, for the GPU too if ``cuda`` names its version, and what it needs."""
     compiler = os.environ.get('CXX', 'c++')
@@ -120,7 +170,10 @@ def opencv() -> list[tuple[str, str, str, str]]:
 
 
 def examine() -> list[tuple[str, str, str, str]]:
-    """One row a component: name, state (``'ok'``, ``'missing'``, ``'broken'``), what was found, what mends it."""
+    """One row a component: name, state, what was found, what mends it.
+
+    The state is ``'ok'``, ``'unused'`` (missing, and not needed here), ``'missing'`` or ``'broken'``.
+    """
     rows = [
         ('python', 'ok', f'{platform.python_version()} ({platform.machine()}), {sys.executable}', ''),
         ('sapa_mm', 'ok', f'{sapa_mm.__version__}, {os.path.dirname(sapa_mm.__file__)}', ''),
@@ -133,7 +186,7 @@ def examine() -> list[tuple[str, str, str, str]]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU in use'
     rows.append(('torch', 'ok', f'{torch.__version__}, CUDA {torch.version.cuda or "none"}, {gpu}', ''))
 
-    rows.append(operators())
+    rows += [operators(), triton(), backends()]
 
     stack = used_stack()
     for module, (distributions, purpose) in STACK.items():
@@ -172,7 +225,7 @@ def show(rows: list[tuple[str, str, str, str]]) -> None:
             print(f'{name:12} {state:8} {found}')
     else:
         table = Table('', 'state', 'found', title='sapa_mm')
-        colours = dict(ok='green', missing='yellow', broken='red')
+        colours = dict(ok='green', unused='white', missing='yellow', broken='red')
         for name, state, found, _ in rows:
             table.add_row(name, f'[{colours[state]}]{state}', escape(found))
         Console().print(table)
@@ -183,13 +236,72 @@ def show(rows: list[tuple[str, str, str, str]]) -> None:
         print('Everything is there.')
 
 
-def main() -> int:
-    """Print the report; 0 unless this package itself is broken."""
+def machine() -> dict[str, str]:
+    """What torch finds of the machine: system, compilers, GPU; empty without torch."""
     try:
-        show(examine())
+        from torch.utils.collect_env import get_env_info
+
+        found = get_env_info()._asdict()
+    except Exception:  # it asks a dozen programs, and none of them is needed here
+        return {}
+    facts = {label: found.get(name) for name, label in MACHINE.items()}
+    model = re.search(r'Model name:\s*(.+)', str(found.get('cpu_info')))
+    facts['CPU'] = f'{model[1]}, {os.cpu_count()} cores' if model else None
+    return {label: str(fact) for label, fact in facts.items() if fact and fact not in ('N/A', 'Could not collect')}
+
+
+def private(text: str) -> str:
+    """``text`` without the home folder, the user's name and the machine's."""
+    homes = {os.path.expanduser('~'), os.path.realpath(os.path.expanduser('~'))} - {'', '~', os.sep}
+    for home in sorted(homes, key=len, reverse=True):
+        text = re.sub(rf'(?<![\w.~-]){re.escape(home)}(?![\w.-])', '~', text)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = ''
+    for name, stand_in in ((user, '<user>'), (socket.gethostname(), '<host>')):
+        if name not in ('', 'root'):  # as part of a path, or after an @: a word of the text may be the same
+            text = re.sub(rf'(?<=[/\\@]){re.escape(name)}(?![\w-])', stand_in, text)
+    return text
+
+
+def report(rows: list[tuple[str, str, str, str]]) -> str:
+    """Markdown for a bug report: the table, the machine, the environment, and how torch was built."""
+
+    def table(header, lines):
+        rule = ['---'] * len(header)
+        cells = ([cell.replace('|', '\\|').replace('\n', ' ') for cell in line] for line in (header, rule, *lines))
+        return [f'| {" | ".join(line)} |' for line in cells]
+
+    lines = table(('', 'state', 'found'), [row[:3] for row in rows])
+    facts = [
+        *machine().items(),
+        *((f'`{name}`', os.environ[name]) for name in sorted(os.environ) if VARIABLES.match(name)),
+    ]
+    if facts:
+        lines += ['', *table(('machine and environment', ''), facts)]
+    if not attempt('torch'):
+        import torch
+
+        built = torch.__config__.show().strip().splitlines()
+        lines += ['', '<details><summary>How torch was built</summary>', '', '```', *built, '```', '', '</details>']
+    return private('\n'.join(lines))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report; 0 unless this package itself is broken."""
+    parser = argparse.ArgumentParser(prog='python -m sapa_mm.doctor', description=__doc__.splitlines()[0])
+    parser.add_argument('--report', action='store_true', help='print Markdown for a bug report, without private names')
+    args = parser.parse_args(arguments)
+    try:
+        if args.report:
+            print(report(examine()))
+        else:
+            show(examine())
     except Exception as error:
         print(f'sapa_mm itself cannot be imported: {type(error).__name__}: {error}', file=sys.stderr)
-        print(rebuild(), file=sys.stderr)
+        if 'SAPA_MM_BACKEND' not in str(error):  # which no build mends
+            print(rebuild(), file=sys.stderr)
         return 1
     return 0
 

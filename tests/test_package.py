@@ -352,8 +352,39 @@ def test_doctor():
     out = run('import runpy\nrunpy.run_module("sapa_mm.doctor", run_name="__main__")')
     import sapa_mm
 
-    for expected in (torch.__version__, sapa_mm.__version__, f'{ops.backend()} operators', 'mmengine'):
+    served = f'cpu float32: {ops.backend(torch.empty(1, 8, 8, 8))}'
+    for expected in (
+        torch.__version__,
+        sapa_mm.__version__,
+        f'{ops.backend()} operators',
+        'mmengine',
+        'triton',
+        served,
+    ):
         assert expected in out.replace('\n', ''), out
+
+
+def test_doctor_s_report_is_markdown_without_private_names():
+    code = (
+        'import getpass, os, socket, sys\n'
+        'getpass.getuser, socket.gethostname = (lambda: "jane"), (lambda: "janes-box")\n'
+        'os.environ.update(HOME="/home/jane", SAPA_MM_GOLDEN="/home/jane/golden", CUDA_HOME="/data/jane/cuda")\n'
+        'os.environ.update(OMP_NUM_THREADS="1", OTHER="x")\n'
+        'from sapa_mm import doctor\n'
+        'doctor.main(["--report"])\n'
+        'print(doctor.private("/home/jane2 /srv/home/jane/x janet janes-box 7 @janes-box/jane"))\n'
+    )
+    *out, last = run(code, block=['mmcv', 'mmdet', 'mmseg']).strip().splitlines()
+    assert out[:2] == ['|  | state | found |', '| --- | --- | --- |']
+    assert any(line.startswith('| OS | ') for line in out) and 'PyTorch built with:' in out
+    for expected in (
+        '| `SAPA_MM_GOLDEN` | ~/golden |',
+        '| `CUDA_HOME` | /data/<user>/cuda |',
+        '| `OMP_NUM_THREADS` | 1 |',
+    ):
+        assert expected in out
+    assert 'OTHER' not in '\n'.join(out) and not any('jane' in line for line in out)
+    assert last == '/home/jane2 /srv/home/<user>/x janet janes-box 7 @<host>/<user>'
 
 
 def test_doctor_says_what_is_missing_and_how_to_mend_it():

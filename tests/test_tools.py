@@ -506,10 +506,22 @@ def test_dsb2018_converter(tmp_path):
 
 def test_demo(tmp_path):
     """All steps of the demo, with a training too short to learn anything."""
-    arguments, settings = command('demo.py', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=9')
+    arguments, settings = command(
+        'demo.py', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=9',
+        'default_hooks.logger.interval=2',
+    )  # fmt: skip
     done = subprocess.run(arguments, cwd=tmp_path, timeout=300, **settings)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'untrained' in done.stdout and 'after 2 iterations' in done.stdout
+    # the first line of training within a screen of its heading, and figures as in the log, which has all the rest
+    lines = done.stdout.splitlines()
+    heading, first = (next(i for i, line in enumerate(lines) if text in line) for text in (' Training ', '2/2  loss'))
+    assert 0 < first - heading < 10 and len(lines) < 40, done.stdout
+    (log,) = (tmp_path / 'work_dirs' / 'demo').glob('*/*.log')
+    log = log.read_text()
+    assert 'Config:' in log and 'Hooks will be executed' in log and 'Iter(train)' in log
+    trained = json.loads(next((tmp_path / 'work_dirs/demo/trained').glob('*/*.json')).read_text())['mIoU']
+    assert f'{trained:.1f} ' in next(line for line in lines if 'after 2 iterations' in line)
     picture = cv2.imread(str(tmp_path / 'work_dirs' / 'demo' / 'demo.png'))
     assert picture.shape[0] > 300 and picture.std() > 20
 
@@ -567,7 +579,7 @@ def test_draw_features_refuses(config, trained, tmp_path, tool, capsys):
     assert 'there is no config file' in fails(tool, capsys, *draw, tmp_path / 'x.py', checkpoint, picture)
     assert 'there is no picture' in fails(tool, capsys, *draw, config, checkpoint, tmp_path / 'x.png')
     assert 'cannot be read as a picture' in fails(tool, capsys, *draw, config, checkpoint, text)
-    assert 'has no upsample_cfg' in fails(tool, capsys, *draw, config, checkpoint, picture, *bare)
+    assert 'no upsampler to look into' in fails(tool, capsys, *draw, config, checkpoint, picture, *bare)
     message = fails(tool, capsys, *draw, config, checkpoint, picture, '--points', '48,0')
     assert 'the point 48,0 lies outside the picture of 48 x 48 pixels' in message
     with pytest.raises(SystemExit):
@@ -667,7 +679,7 @@ def test_ablate_refuses(config, tmp_path, tool, ablate, monkeypatch, capsys):
     folder = tmp_path / 'ablation'
     arguments = ['ablate', config, '--work-dir', folder, '--dry-run']
     bare = ['--cfg-options', 'model.decode_head.upsample_cfg=None']
-    assert 'has no upsample_cfg' in fails(tool, capsys, *arguments, *bare)
+    assert 'no upsampler to look into' in fails(tool, capsys, *arguments, *bare)
     assert 'there is no config file' in fails(tool, capsys, 'ablate', tmp_path / 'x.py')
     data = ['--cfg-options', 'train_dataloader.dataset.data_root=/no/such/place']
     assert '/no/such/place' in fails(tool, capsys, *arguments, *data)

@@ -241,8 +241,11 @@ def register_toolbox(cfg):
     return scope
 
 
-def build_runner(cfg):
-    """Build the config's own runner, mmengine's ``Runner`` by default."""
+def build_runner(cfg, derive=None):
+    """Build the config's own runner, mmengine's ``Runner`` by default, or what ``derive`` makes of its class."""
+    kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
+    if derive is not None and kind is not None:
+        return derive(kind).from_cfg(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

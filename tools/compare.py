@@ -446,7 +446,7 @@ def feature_figures(args, study, results) -> dict:
             if checkpoint:
                 cfg = read_config(str(config_path(args.work_dir, run)))
                 device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
-                stages[name] = record(cfg, checkpoint, str(picture), device)[0].stages
+                stages[name] = record(cfg, checkpoint, str(picture), device)[0].first
         if stages:
             figures[f'Upsampled features of {Path(picture).name}'] = draw_upsampled(stages)
     return figures

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -50,6 +51,18 @@ def run_tool(name, *args, log=None):
             print(log.read_text()[-3000:], file=sys.stderr)
     if status:
         raise SystemExit(status)
+
+
+@contextmanager
+def quietly(log):
+    """Send what libraries print and warn of to a file; show it if they fail."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open('w') as out, redirect_stdout(out), redirect_stderr(out):
+            yield
+    except BaseException:
+        print(log.read_text()[-3000:], file=sys.stderr)
+        raise
 
 
 def test(checkpoint, work_dir, options):
@@ -124,7 +137,8 @@ def main():
         parser = argparse.ArgumentParser()
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
         cfg.merge_from_dict(parser.parse_args(options).cfg_options)
-    register_toolbox(cfg)
+    with quietly(args.work_dir / 'demo.log'):
+        register_toolbox(cfg)
 
     data_root = Path(cfg.train_dataloader.dataset.data_root)
     if not is_complete(data_root):
@@ -136,23 +150,25 @@ def main():
 
     console.rule('Testing the untrained model')
     untrained = args.work_dir / 'untrained' / 'untrained.pth'
-    save_untrained(cfg, untrained)
+    with quietly(untrained.parent / 'initialisation.log'):
+        save_untrained(cfg, untrained)
     before = test(untrained, untrained.parent, options)
 
     console.rule('Training')
-    run_tool('train.py', '--work-dir', args.work_dir, *options)
+    run_tool('train.py', '--brief', '--work-dir', args.work_dir, *options)
     trained = args.work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
 
     console.rule('Testing the trained model')
     after = test(trained, args.work_dir / 'trained', options)
     picture = args.work_dir / 'demo.png'
-    draw(cfg, trained, picture)
+    with quietly(args.work_dir / 'picture.log'):
+        draw(cfg, trained, picture)
 
     table = Table(title=f'{cfg.val_dataloader.dataset.data_root}, validation split')
     table.add_column('SegFormer-B0 with SAPA-G')
     table.add_column('mIoU', justify='right')
-    table.add_row('untrained', f'{before / 100:.3f}')
-    table.add_row(f'after {cfg.train_cfg.max_iters} iterations', f'{after / 100:.3f}')
+    table.add_row('untrained', f'{before:.1f}')
+    table.add_row(f'after {cfg.train_cfg.max_iters} iterations', f'{after:.1f}')
     console.print(table)
     print(f'picture:    {picture}\ncheckpoint: {trained}\ntook {time.monotonic() - start:.0f} s')
 

@@ -30,7 +30,11 @@ export MAX_JOBS=${MAX_JOBS:-$(nproc)} PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { printf '\n== %s\n' "$*"; }
 die() { printf '\nsetup: %s\n' "$*" >&2; exit 1; }
 in_venv() { "$venv/bin/python" "$@"; }
-pip_install() { in_venv -m pip install --quiet "$@"; }
+# A pip that is set up with several places to look warns of each that lacks a package: a screen full of them.
+pip_install() {
+  local log=$stamps/pip.log
+  in_venv -m pip install "$@" >"$log" 2>&1 || { tail -n 40 "$log" >&2; die "pip failed; the whole log: $log"; }
+}
 digest() { cat -- "$@" | sha256sum | cut -c1-16; }
 
 # step NAME KEY TITLE COMMAND...: runs the command unless it has run with this key in this environment

@@ -37,6 +37,9 @@ def parse_args():
         dest='data_check',
         help='do not look at annotation files and a few pictures of each data set before',
     )
+    parser.add_argument(
+        '--brief', action='store_true', help='show a line an interval, and a bar; all else goes to the log file alone'
+    )
     return parser.parse_args()
 
 
@@ -81,6 +84,11 @@ def set_hooks(cfg):
 
 def main():
     args = parse_args()
+    derive = None
+    if args.brief:
+        import _brief
+
+        derive = _brief.start()
     cfg = load_config(args, needs=('train_dataloader', 'train_cfg', 'optim_wrapper'))
     refuse_sync_bn_on_cpu(cfg)
     loaders = ('train_dataloader', 'val_dataloader')
@@ -96,7 +104,7 @@ def main():
     if args.data_check:
         check_samples(cfg, loaders)
     with disk_errors_in_one_line(), processes(cfg):
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, derive)
         check_same_start(cfg)
         runner.train()
 

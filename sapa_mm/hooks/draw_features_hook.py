@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from sapa_mm.registry import HOOKS
-from sapa_mm.visualization import choose_points, draw_affiliation, draw_stages, record_upsamplers, rgb_of
+from sapa_mm.visualization import draw_kernels, draw_stages, record_upsamplers, rgb_of
 
 
 @HOOKS.register_module()
@@ -16,8 +16,9 @@ class DrawFeaturesHook(Hook):
     """At every validation, draw what the upsamplers make of one picture, and give it to the Visualizer's back ends.
 
     Draws the stages (:func:`sapa_mm.visualization.draw_stages`) as ``features``, and the kernels of a few points
-    (:func:`sapa_mm.visualization.draw_affiliation`) of the last stage as ``kernels``, with the iteration as step. Costs
-    no forward pass of its own. Registered as ``sapa_mm.DrawFeaturesHook``::
+    (:func:`sapa_mm.visualization.draw_kernels`) of the last stage as ``kernels``, with the iteration as step; of a
+    picture that is cut into windows, the first window. Costs no forward pass of its own. Registered as
+    ``sapa_mm.DrawFeaturesHook``::
 
         custom_hooks = [dict(type='sapa_mm.DrawFeaturesHook')]
         vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
@@ -55,13 +56,10 @@ class DrawFeaturesHook(Hook):
         if batch_idx != self.batch or not is_main_process():
             return
         self._recordings.close()
-        recording, step = self._recording, runner.iter
-        if not recording.stages:  # all of them are in a mask head that had no region
+        stages, step = self._recording.first, runner.iter
+        if not stages:  # all of them are in a mask head that had no region
             return
-        runner.visualizer.add_image('features', rgb_of(draw_stages(recording.stages, self.neighbour)), step)
-        drawn = [stage for stage in recording.stages if stage.of_picture and stage.kernels is not None]
-        if drawn and recording.picture is not None:
-            points = self.points or choose_points(recording.picture)
-            size = tuple(drawn[-1].feature.shape[1:])
-            figure = draw_affiliation(recording.picture, drawn[-1].kernels, points, size)
-            runner.visualizer.add_image('kernels', rgb_of(figure), step)
+        runner.visualizer.add_image('features', rgb_of(draw_stages(stages, self.neighbour)), step)
+        drawn = [stage for stage in stages if stage.of_picture and stage.kernels is not None]
+        if drawn and drawn[-1].picture is not None:
+            runner.visualizer.add_image('kernels', rgb_of(draw_kernels(drawn[-1], self.points)), step)

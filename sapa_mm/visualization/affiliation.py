@@ -14,6 +14,7 @@ def draw_affiliation(
     truth: np.ndarray | None = None,
     prediction: np.ndarray | None = None,
     palette: Sequence[Sequence[int]] | None = None,
+    extents: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ):
     """Draw an image, its label maps and the affiliation kernels of a few points.
 
@@ -21,7 +22,7 @@ def draw_affiliation(
     a panel: the part of the image under its ``K x K`` window of low-resolution positions, each position's share of
     the kernel written into its cell and painted over it, and the point itself as a cross. A kernel near a boundary
     that follows the content has its weight on one side; bilinear upsampling would have it around the cross. Cells
-    outside the image are drawn empty; their weight is lost, see the border rule of ``point_affiliation``.
+    outside the map are drawn empty; their weight is lost, see the border rule of ``point_affiliation``.
 
     Args:
         image: RGB image, ``(H, W, 3)`` uint8.
@@ -33,6 +34,10 @@ def draw_affiliation(
         prediction: Predicted label map, ``(H, W)`` of integers. Defaults to None.
         palette: RGB colours of the classes in [0, 255]; labels beyond it are drawn black. Defaults to matplotlib's
             ``tab20``.
+        extents: Height and width in pixels that the kernels' map covers, and that the low-resolution map covers, both
+            from the top left of ``image``. A network that pads its input sees more than the picture: a detector with
+            stride 32 takes 1067 columns as 1088. :attr:`sapa_mm.visualization.Stage.extents` has those of a recorded
+            stage. Defaults to the size of ``image`` for both, which is right where no side was padded or rounded.
 
     Returns:
         A ``matplotlib.figure.Figure``, to be saved with ``savefig(path)``.
@@ -81,10 +86,12 @@ def draw_affiliation(
             axes.plot(x, y, 'o', markersize=9, markerfacecolor='none', markeredgecolor=mark, markeredgewidth=1.5)
 
     rows[1].suptitle('affiliation kernels: share of each low-resolution position in the marked point (%)')
-    cell_y, cell_x = height / feature_size[0], width / feature_size[1]
+    covered, feature_covered = extents or (image.shape[:2], image.shape[:2])
+    cell_y, cell_x = (pixels / cells for pixels, cells in zip(feature_covered, feature_size, strict=True))
     for axes, mark, (y, x) in zip(rows[1].subplots(1, len(points), squeeze=False)[0], marks, points, strict=True):
         # Pixel -> position of the kernel map -> centre of its window, by the rule of the operator.
-        row, column = y * kernels.shape[1] // height, x * kernels.shape[2] // width
+        row = min(y * kernels.shape[1] // covered[0], kernels.shape[1] - 1)
+        column = min(x * kernels.shape[2] // covered[1], kernels.shape[2] - 1)
         kernel = kernels[:, row, column].reshape(side, side)
         centre = row * feature_size[0] // kernels.shape[1], column * feature_size[1] // kernels.shape[2]
         top, left = centre[0] - side // 2, centre[1] - side // 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..upsamplers import BaseUpsampler
+from .affiliation import draw_affiliation
 
 
 @dataclass
@@ -30,11 +31,33 @@ class Stage:
     kernels: Tensor | None
     #: Whether the maps lie over the picture; those of a mask head are of a region of it.
     of_picture: bool = True
+    #: RGB input of the network in this call, with its padding, ``(H, W, 3)`` uint8; None where it is not known.
+    picture: np.ndarray | None = None
 
     @property
     def bilinear(self) -> Tensor:
         """The feature, interpolated to the same size, ``(C, H, W)``."""
         return F.interpolate(self.feature[None], self.result.shape[1:], mode='bilinear', align_corners=False)[0]
+
+    @property
+    def extents(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width in pixels of :attr:`picture` that the guide covers, and that the feature covers.
+
+        More than the picture where its sides are no multiples of the stride: 8 rows of stride 64 cover 512, not 480.
+        """
+        pixels = self.picture.shape[:2]
+        return tuple(tuple(map(_extent, x.shape[1:], pixels)) for x in (self.result, self.feature))
+
+
+def _extent(cells: int, pixels: int) -> int:
+    """Pixels that a row of cells covers: strides are powers of two, and sizes are rounded up, or else down."""
+    for rounded in (lambda stride: -(-pixels // stride), lambda stride: pixels // stride):
+        stride = 1
+        while rounded(stride) > cells:
+            stride *= 2
+        if rounded(stride) == cells:
+            return cells * stride
+    return pixels
 
 
 @dataclass
@@ -42,8 +65,14 @@ class Recording:
     """What :func:`record_upsamplers` saw."""
 
     stages: list[Stage] = field(default_factory=list)
-    #: RGB input of the network, with its padding, ``(H, W, 3)`` uint8; None for a model without data preprocessor.
+    #: RGB input of the network, with its padding, ``(H, W, 3)`` uint8; the latest where there were several, None for a
+    #: model without data preprocessor.
     picture: np.ndarray | None = None
+
+    @property
+    def first(self) -> list[Stage]:
+        """The stages of the first input: of a picture that is cut into windows, those of the first window."""
+        return [stage for stage in self.stages if stage.picture is self.stages[0].picture]
 
 
 @contextmanager
@@ -71,7 +100,18 @@ def record_upsamplers(model: nn.Module) -> Iterator[Recording]:
         module.register_forward_hook(partial(_add_stage, recording, name)) for name, module in upsamplers.items()
     ]
     if hasattr(model, 'data_preprocessor'):
-        handles.append(model.data_preprocessor.register_forward_hook(partial(_keep_picture, recording)))
+        preprocessor = model.data_preprocessor
+        handles.append(
+            preprocessor.register_forward_hook(
+                lambda module, inputs, data: _keep_picture(recording, preprocessor, data['inputs'])
+            )
+        )
+        if isinstance(getattr(model, 'backbone', None), nn.Module):  # sees the windows that a picture is cut into
+            handles.append(
+                model.backbone.register_forward_pre_hook(
+                    lambda module, inputs: _keep_picture(recording, preprocessor, next(iter(inputs), None))
+                )
+            )
     try:
         yield recording
     finally:
@@ -80,14 +120,14 @@ def record_upsamplers(model: nn.Module) -> Iterator[Recording]:
 
 
 def _add_stage(recording: Recording, name: str, module: BaseUpsampler, inputs: tuple, result: Tensor) -> None:
-    feature, guide = inputs
+    feature, guide, *_ = inputs
     if not len(feature):  # no region of interest
         return
     with torch.no_grad():
         maps = [x[0].detach().float().cpu() for x in (feature, guide, result)]
-        recording.stages.append(
-            Stage(name, *maps, _window_kernels(module, feature[:1], guide[:1]), 'roi_head' not in name.split('.'))
-        )
+        kernels = _window_kernels(module, feature[:1], guide[:1])
+        of_picture = 'roi_head' not in name.split('.')
+        recording.stages.append(Stage(name, *maps, kernels, of_picture, recording.picture))
 
 
 def _window_kernels(module: BaseUpsampler, feature: Tensor, guide: Tensor) -> Tensor | None:
@@ -101,11 +141,16 @@ def _window_kernels(module: BaseUpsampler, feature: Tensor, guide: Tensor) -> Te
     return kernels if side % 2 and side * side == len(kernels) else None
 
 
-def _keep_picture(recording: Recording, preprocessor: nn.Module, inputs: tuple, data: dict) -> None:
-    image = data['inputs'][0].detach().float()
-    if getattr(preprocessor, '_enable_normalize', False):
-        image = image * preprocessor.std + preprocessor.mean
-    if not getattr(preprocessor, '_channel_conversion', False):  # as loaded: BGR
+def _keep_picture(recording: Recording, preprocessor: nn.Module, inputs: Tensor) -> None:
+    if not isinstance(inputs, Tensor):
+        return
+    image = inputs[0].detach().float()[:3]  # a trimap may follow the colours
+    mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    if isinstance(mean, Tensor) and isinstance(std, Tensor):
+        image = image * std + mean
+    # mmsegmentation of the classic stack calls it without the underscore; one that knows no order takes RGB
+    convert = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', True))
+    if not convert:  # as loaded: BGR
         image = image.flip(0)
     recording.picture = image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
@@ -193,6 +238,26 @@ def _draw_kernel_map(figure, axes, stage: Stage, neighbour: tuple[int, int] | No
     kernel_map = stage.kernels[(dy + side // 2) * side + dx + side // 2]
     shown = _show(axes, f'kernel map {dy:+d}, {dx:+d} of {side}x{side}', kernel_map.numpy(), cmap='viridis', vmin=0)
     figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02).ax.tick_params(labelsize=6)
+
+
+def draw_kernels(stage: Stage, points: Sequence[tuple[int, int]] | None = None):
+    """Draw the kernels of a few points over the network's input, with :func:`sapa_mm.visualization.draw_affiliation`.
+
+    Args:
+        stage: Recorded, with a picture that its maps lie over, and with kernels.
+        points: ``(y, x)`` in pixels of the stage's picture. Defaults to :func:`choose_points`.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        ValueError: If the stage has no kernels or no picture, or a point lies outside the picture.
+    """
+    if stage.kernels is None or stage.picture is None or not stage.of_picture:
+        raise ValueError(f'{stage.name} has no kernels of a window over a picture to draw')
+    points = choose_points(stage.picture) if points is None else points
+    size = tuple(stage.feature.shape[1:])
+    return draw_affiliation(stage.picture, stage.kernels, points, size, extents=stage.extents)
 
 
 def draw_upsampled(models: Mapping[str, Sequence[Stage]]):

@@ -37,6 +37,17 @@ def test_shares_stand_in_their_cells(tmp_path):
     assert (tmp_path / 'x.png').stat().st_size > 1000
 
 
+def test_maps_may_cover_more_than_the_picture():
+    """Of 16 rows, padded to 20: pixel 14 is row 7 of a map of 10, and lies in cell 3 of a feature of 5."""
+    kernels = torch.zeros(9, 10, 8)
+    kernels[4, 7, 5] = 1
+    arguments = picture(kernels=kernels, points=[(14, 10)], feature_size=(5, 4), extents=((20, 16), (20, 16)))
+    shares = cells(draw_affiliation(**arguments).subfigs[1].axes[0])
+    assert {centre for centre, share in shares.items() if share == '100'} == {(14, 10)}
+    shares = cells(draw_affiliation(**{**arguments, 'extents': None}).subfigs[1].axes[0])
+    assert '100' not in shares.values()  # row 8: the fault
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is recorded is what the upsamplers saw and gave, and the pictures show it."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,16 @@ pytest.importorskip('cv2')
 
 from sapa_mm import visualization
 from sapa_mm.upsamplers import SAPA, Bilinear, DySample
-from sapa_mm.visualization import choose_points, draw_row, draw_stages, draw_upsampled, record_upsamplers, rgb_of
+from sapa_mm.visualization import (
+    choose_points,
+    draw_kernels,
+    draw_row,
+    draw_stages,
+    draw_upsampled,
+    record_upsamplers,
+    rgb_of,
+)
+from sapa_mm.visualization.features import _extent
 
 
 class Model(nn.Module):
@@ -91,6 +103,96 @@ def test_picture_is_the_input_of_the_network(rgb):
         model.data_preprocessor(dict(inputs=[bgr]))
     assert recording.picture.shape == (8, 8, 3)
     np.testing.assert_array_equal(recording.picture[:5, :7], bgr.flip(0).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    'cells, pixels, expected',
+    [(15, 480, 480), (8, 480, 512), (34, 1088, 1088), (121, 481, 484), (11, 360, 352), (37, 518, 518), (90, 50, 50)],
+)
+def test_extent_is_cells_times_stride(cells, pixels, expected):
+    """Rounded up, or else down; a patch of 14 is no power of two and divides the side."""
+    assert _extent(cells, pixels) == expected
+
+
+class Windows(nn.Module):
+    """What a model that cuts its picture into two windows does, with a preprocessor of four channels in RGB order."""
+
+    def __init__(self):
+        super().__init__()
+        self.data_preprocessor = nn.Identity()
+        self.data_preprocessor.mean, self.data_preprocessor.std = torch.tensor(100.0), torch.tensor(50.0)
+        self.backbone = nn.Conv2d(4, 4, 2, stride=2, bias=False)
+        self.upsample = SAPA(4, embed_dims=3, kernel_size=3)
+
+    def forward(self, data):
+        inputs = self.data_preprocessor(data)['inputs']
+        for window in (inputs[..., :8], inputs[..., 8:]):
+            guide = self.backbone(window)
+            self.upsample(F.avg_pool2d(guide, 2), guide)
+
+
+def test_windows_have_pictures_of_their_own():
+    values = torch.arange(4 * 8 * 16).view(1, 4, 8, 16) % 256
+    model = Windows().eval()
+    with record_upsamplers(model) as recording:
+        model(dict(inputs=(values - 100.0) / 50))
+    assert len(recording.stages) == 2 and recording.first == recording.stages[:1]
+    for stage, window in zip(recording.stages, (values[..., :8], values[..., 8:]), strict=True):
+        np.testing.assert_array_equal(stage.picture, window[0, :3].permute(1, 2, 0).numpy())
+        assert stage.extents == ((8, 8), (8, 8))
+    assert rgb_of(draw_kernels(recording.stages[0], [(7, 7)])).std() > 10
+    with pytest.raises(ValueError, match='has no kernels of a window'):
+        draw_kernels(dataclasses.replace(recording.stages[0], kernels=None))
+
+
+@pytest.mark.parametrize('pad_in_pipeline', [False, True])
+def test_padded_detector_is_drawn_at_its_rows_and_columns(pad_in_pipeline, monkeypatch):
+    """A point of a picture of 480 x 640 that a detector sees as 512 x 672: the network itself says which cell it is."""
+    pytest.importorskip('mmdet.models')
+    from mmdet.models import DetDataPreprocessor, ResNet
+    from mmdet.structures import DetDataSample
+
+    from sapa_mm.necks import GuidedFPN
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools'))
+    from draw_features import input_points, ratios_of
+
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.data_preprocessor = DetDataPreprocessor(mean=[0.0] * 3, std=[1.0] * 3, pad_size_divisor=32)
+    model.backbone = ResNet(18, base_channels=8, out_indices=(0, 1, 2, 3))
+    model.neck = GuidedFPN([8, 16, 32, 64], 8, 4, upsample_cfg=dict(type='sapa_mm.SAPA', embed_dims=4))
+    model.eval()
+    shape = (512, 672) if pad_in_pipeline else (500, 667)  # resized; YOLOX's pipeline then pads, and says so
+    meta = dict(ori_shape=(480, 640), img_shape=shape, scale_factor=(667 / 640, 500 / 480), batch_input_shape=None)
+    picture = torch.full((3, *shape), 100, dtype=torch.uint8)
+    point, seen = (470, 612), (490, 638)  # near the far corner, where an error is largest
+    stages = []
+    for value in (100, 250):
+        picture[:, seen[0] - 1 : seen[0] + 2, seen[1] - 1 : seen[1] + 2] = value
+        with record_upsamplers(model) as recording, torch.no_grad():
+            sample = DetDataSample(metainfo=meta)
+            inputs = model.data_preprocessor(dict(inputs=[picture], data_samples=[sample]))['inputs']
+            model.neck(model.backbone(inputs))
+        stages.append(recording.stages[-1])
+    assert stages[0].picture.shape == (512, 672, 3) and stages[0].guide.shape[1:] == (128, 168)
+    change = (stages[1].guide - stages[0].guide).abs().sum(0)
+    answer = divmod(int(change.argmax()), change.shape[1])
+    assert all(abs(found - pixel // 4) <= 1 for found, pixel in zip(answer, seen)), answer
+    # Each kernel says where it is: its row in the first cell of the window, its column in the second.
+    rows, columns = torch.meshgrid(torch.arange(128) / 100, torch.arange(168) / 100, indexing='ij')
+    kernels = torch.cat([rows[None], columns[None], torch.zeros(23, 128, 168)])
+    ratios = ratios_of('mmdet', sample)
+    (drawn,) = input_points([point], ratios)
+    assert all(abs(a - b) <= 1 for a, b in zip(drawn, seen))
+    figure = draw_kernels(dataclasses.replace(stages[1], kernels=kernels), [drawn])
+    (axes,) = figure.subfigs[1].axes
+    assert [text.get_text() for text in axes.texts[:2]] == [str(drawn[0] // 4), str(drawn[1] // 4)]
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    # five cells of 8 pixels; the one in the middle holds the point
+    assert (bottom - top, right - left) == (40, 40)
+    assert ((top + 16) // 8, (left + 16) // 8) == (drawn[0] // 8, drawn[1] // 8)
 
 
 def panels(figure):
