@@ -20,6 +20,8 @@ open_sizes = pytest.mark.skipif(
 # Ratio 2, odd sides, ratio 3.7, equal, guide smaller.
 FEW = [((6, 8), (12, 16)), ((5, 3), (9, 5)), ((3, 4), (11, 10)), ((4, 3), (4, 3)), ((7, 5), (4, 3))]
 IN_CHANNELS = [4, 6, 8]
+# Of the finest of three levels.
+SIZES = [(16, 24), (17, 23), (30, 13), (40, 40), (9, 21), (32, 18), (25, 50), (12, 12), (19, 11), (33, 31)]
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +69,7 @@ def test_export_with_open_sizes(table, name):
 
 def decoders():
     """Necks and heads, ``function(maps)``, and what their parameters are."""
-    from sapa_mm.decode_heads import GuidedSegformerHead, GuidedUPerHead
+    from sapa_mm.decode_heads import GuidedFPNHead, GuidedSegformerHead, GuidedUPerHead
     from sapa_mm.necks import GuidedFPN
 
     upsample_cfg = dict(type='sapa_mm.SAPA', embed_dims=4)
@@ -77,6 +79,7 @@ def decoders():
     )  # fmt: skip
     return dict(
         GuidedFPN=lambda: GuidedFPN(IN_CHANNELS, 8, 4, upsample_cfg=upsample_cfg),
+        GuidedFPNHead=lambda: GuidedFPNHead(feature_strides=[4, 8, 16], upsample_cfg=upsample_cfg, **head),
         GuidedSegformerHead=lambda: GuidedSegformerHead(upsample_cfg, **head),
         GuidedUPerHead=lambda: GuidedUPerHead(upsample_cfg=upsample_cfg, pool_scales=(1, 2), **head),
     )
@@ -86,6 +89,12 @@ def pyramid(height, width):
     generator = torch.Generator().manual_seed(0)
     sides = [(-(-height // s), -(-width // s)) for s in (1, 2, 4)]
     return [torch.randn(2, c, *size, generator=generator) for c, size in zip(IN_CHANNELS, sides)]
+
+
+def mark_sides(x):
+    """Leave height and width open. ``dynamic=True`` opens channels too, and binds a side to channels of one number."""
+    torch._dynamo.mark_dynamic(x, (2, 3))
+    return x
 
 
 class Levels(torch.nn.Module):
@@ -102,20 +111,38 @@ class Levels(torch.nn.Module):
 
 @open_sizes
 @pytest.mark.parametrize('name', ['GuidedFPN', 'GuidedSegformerHead'])
-def test_decoders_train_compiled(name):
-    """Whole, in one graph for each size: with open sizes they are compiled again for every new one."""
+def test_decoders_train_compiled(table, name):
+    """Whole, in one graph for ten sizes: odd sides, squares, and sides equal to a number of channels among them."""
     pytest.importorskip('mmseg')
     pytest.importorskip('mmdet')
     module = Levels(decoders()[name]()).train()
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    for size in ((16, 24), (17, 23)):
+    counter = table.counting('aot_eager')
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for size in SIZES:
         grads = []
         for function in (compiled, module):
-            leaves = [x.requires_grad_() for x in pyramid(*size)]
+            leaves = [mark_sides(x.requires_grad_()) for x in pyramid(*size)]
             outputs = function(*leaves)
             grads.append([*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)])
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    assert counter.graphs == 1
+
+
+@open_sizes
+@pytest.mark.parametrize('name', ['GuidedFPNHead', 'GuidedUPerHead'])
+def test_heads_infer_compiled(table, name):
+    """Likewise without gradients."""
+    pytest.importorskip('mmseg')
+    module = Levels(decoders()[name]()).eval()
+    torch._dynamo.reset()
+    counter = table.counting('aot_eager')
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for size in SIZES:
+            levels = [mark_sides(x) for x in pyramid(*size)]
+            torch.testing.assert_close(compiled(*levels), module(*levels), rtol=1e-4, atol=1e-4)
+    assert counter.graphs == 1
 
 
 @open_sizes
