@@ -517,7 +517,7 @@ def test_demo(tmp_path):
     lines = done.stdout.splitlines()
     heading, first = (next(i for i, line in enumerate(lines) if text in line) for text in (' Training ', '2/2  loss'))
     assert 0 < first - heading < 10 and len(lines) < 40, done.stdout
-    (log,) = (tmp_path / 'work_dirs' / 'demo').glob('*/*.log')
+    (log,) = (tmp_path / 'work_dirs' / 'demo').glob('2*/*.log')
     log = log.read_text()
     assert 'Config:' in log and 'Hooks will be executed' in log and 'Iter(train)' in log
     trained = json.loads(next((tmp_path / 'work_dirs/demo/trained').glob('*/*.json')).read_text())['mIoU']
