@@ -11,7 +11,8 @@
 #define STRING_OF(x) TO_STRING(x)
 
 // cpu_capability: instruction set of the CPU operators on this machine, "avx512", "avx2" or "baseline".
-// built_for: the torch whose headers were compiled in, such as "2.13"; its C++ classes may have another layout in the next.
+// built_for: the torch whose headers were compiled in, such as "2.13"; its C++ classes may have another layout in the
+// next.
 TORCH_LIBRARY_FRAGMENT(sapa_mm, m) {
   m.def("cpu_capability() -> str", [] {
     const sapa_mm::Isa isa = sapa_mm::chosen_isa();
