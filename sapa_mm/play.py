@@ -554,8 +554,8 @@ def build_page(player: Player):
                 )  # fmt: skip
                 gr.Markdown('The cross is the point. The white frames are 5 x 5 cells of each step.')
                 with gr.Row():
-                    next_picture = gr.Button('Another picture', elem_id='another', min_width=120)
-                    own = gr.UploadButton('Your picture', file_types=['image'], min_width=120)
+                    next_picture = gr.Button('Another picture', elem_id='another', size='md', min_width=120)
+                    own = gr.UploadButton('Your picture', file_types=['image'], size='md', min_width=120)
                 with gr.Accordion('Upsamplers', open=False, visible=alone):
                     names = gr.CheckboxGroup(
                         [(f'{name} (untrained)' if has else name, name) for name, has in choices().items()],
