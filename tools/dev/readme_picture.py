@@ -16,15 +16,13 @@ from io import BytesIO
 from pathlib import Path
 
 import cv2
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmseg.apis import inference_model, init_model
 from PIL import Image
-from torch.nn import functional as F
 
-from sapa_mm.visualization import record_upsamplers
+from sapa_mm.visualization import bilinear_kernels, record_upsamplers
 
 OUT = Path(__file__).parents[2] / 'docs' / 'kernels.png'
 PICTURE = 'data/demo/images/validation/demo_valid_0003.png'
@@ -41,16 +39,6 @@ def last_stage(work_dir):
     with record_upsamplers(model) as recording:
         inference_model(model, PICTURE)
     return recording.stages[-1]
-
-
-def bilinear_kernels(height, width, size):
-    """Kernels of bilinear interpolation as those of the upsamplers, ``(SIDE * SIDE, H, W)``."""
-    count = height * width
-    shares = F.interpolate(torch.eye(count).view(1, count, height, width), size, mode='bilinear', align_corners=False)
-    shares = F.pad(shares.view(height, width, *size), (0, 0, 0, 0, SIDE // 2, SIDE // 2, SIDE // 2, SIDE // 2))
-    y, x = torch.arange(size[0])[:, None], torch.arange(size[1])
-    row, column = y * height // size[0], x * width // size[1]
-    return torch.stack([shares[row + i, column + j, y, x] for i in range(SIDE) for j in range(SIDE)])
 
 
 def draw_window(axes, image, kernels, size, point, colour):
@@ -111,7 +99,7 @@ def main():
     args = parser.parse_args()
     sapa, carafe = last_stage(args.sapa), last_stage(args.carafe)
     size, full = sapa.feature.shape[1:], sapa.result.shape[1:]
-    kernels = {'bilinear': bilinear_kernels(*size, full), 'CARAFE': carafe.kernels, 'SAPA': sapa.kernels}
+    kernels = {'bilinear': bilinear_kernels(size, full, SIDE), 'CARAFE': carafe.kernels, 'SAPA': sapa.kernels}
     buffer = BytesIO()
     draw(cv2.imread(PICTURE)[..., ::-1], kernels, size).savefig(buffer, dpi=100)
     Image.open(buffer).convert('RGB').quantize(256).save(args.out, optimize=True)
