@@ -23,7 +23,7 @@ SIZE = (64, 96)
 
 
 def read(toolbox, path, line=None):
-    """The config's model; what is smaller than in the config is pretrained weights, and BN for SyncBN."""
+    """The config's model, smaller: no pretrained weights, BN for SyncBN, and no padding to the size of its crops."""
     from mmengine import Config
 
     config = Path(import_module(toolbox).__file__).parent / '.mim' / 'configs' / path
@@ -41,6 +41,8 @@ def shrink(cfg):
         cfg.pop('batch_augments', None)
         if cfg.get('init_cfg') and cfg.init_cfg.get('type') == 'Pretrained':
             cfg.init_cfg = None
+        if cfg.get('type') == 'SegDataPreProcessor':
+            cfg.size = SIZE
         if cfg.get('type') == 'SyncBN':
             cfg.type = 'BN'
         if cfg.get('type') in ('ResNet', 'ResNetV1c') and cfg.depth > 50:
