@@ -244,21 +244,16 @@ def scene_of_model(model: nn.Module, picture: np.ndarray) -> Scene:
     bgr = np.ascontiguousarray(picture[..., ::-1])
     with record_upsamplers(model) as recording, torch.no_grad():
         infer(model, bgr)
-    seen = recording.picture
-    if seen is None:
+    # of a picture that is cut into windows, the first
+    stages = [stage for stage in recording.first if stage.of_picture]
+    if any(stage.picture is None for stage in stages):
         raise ValueError(f'{type(model).__name__} has no data preprocessor that tells its input')
     device = next(model.parameters()).device
     views = []
-    for stage in recording.stages:
-        if not stage.of_picture:
-            continue
+    for stage in stages:
         upsampler = model.get_submodule(stage.name)
         feature, guide = stage.feature.to(device), stage.guide.to(device)
         own = mixture_of(upsampler.float(), feature, guide)
-        extents = tuple(
-            tuple(extent_of(cells, pixels) for cells, pixels in zip(x.shape[1:], seen.shape))
-            for x in (stage.result, stage.feature)
-        )
         panels = []
         if own is not None:
             note = 'Of this model.'
@@ -266,7 +261,8 @@ def scene_of_model(model: nn.Module, picture: np.ndarray) -> Scene:
                 note += ' Its kernels alone; it adds more.'
             panels.append(Panel(name_of(upsampler), note, own))
         # the rows of the picture that the result covers, those of the padding repeated
-        image = normalise(np.pad(seen, [(0, max(e - s, 0)) for e, s in zip(extents[0], seen.shape)] + [(0, 0)], 'edge'))
+        missing = [max(covered - side, 0) for covered, side in zip(stage.extents[0], stage.picture.shape)]
+        image = normalise(np.pad(stage.picture, [*((0, more) for more in missing), (0, 0)], 'edge'))
         image = F.adaptive_avg_pool2d(image, stage.result.shape[1:]).to(device)
         beside = [('Bilinear', Bilinear(1), feature, guide[:1])]
         if len(feature) == len(guide) and name_of(upsampler) != 'SAPA-I':
@@ -276,18 +272,10 @@ def scene_of_model(model: nn.Module, picture: np.ndarray) -> Scene:
             note = {**_NOTES, 'ColourAffiliation': 'Looks at colours alone.'}[name]
             if name != name_of(upsampler):
                 panels.append(Panel(name, note, mixture_of(other.eval(), x, y)))
-        views.append(View(stage.name, panels, extents))
+        views.append(View(stage.name, panels, stage.extents))
     if not views:
         raise ValueError('no upsampler of the model has run over the whole picture')
-    return Scene(seen, views)
-
-
-def extent_of(cells: int, pixels: int) -> int:
-    """Pixels that a row of cells covers: strides are powers of two, and sizes are rounded up."""
-    stride = 1
-    while -(-pixels // stride) > cells:
-        stride *= 2
-    return stride * cells if -(-pixels // stride) == cells else pixels
+    return Scene(stages[0].picture, views)
 
 
 def name_of(upsampler: nn.Module) -> str:

@@ -191,6 +191,43 @@ def test_onnx_of_an_upsampler(needs_onnx, tmp_path):
     assert all(isinstance(side, str) for shape in dims for side in shape[2:])
 
 
+@open_sizes
+@pytest.mark.parametrize(
+    'config, options',
+    [
+        (
+            'configs/upernet/upernet_r50_sapa-b_4xb4-80k_ade20k-512x512.py',
+            [
+                'model.backbone.depth=18',
+                'model.decode_head.in_channels=[64,128,256,512]',
+                'model.decode_head.channels=32',
+                'model.auxiliary_head=None',
+            ],
+        ),
+        ('configs/faster_rcnn/faster-rcnn_r18_fpn-sapa-g_1xb4-800_bccd-320x240.py', []),
+    ],
+    ids=['UPerNet', 'Faster R-CNN'],
+)
+def test_onnx_of_a_checkpoint(needs_onnx, tmp_path, monkeypatch, capsys, config, options):
+    """The tool holds three sizes; a fourth one here, against the weights that were stored."""
+    pytest.importorskip('mmseg' if 'upernet' in config else 'mmdet')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.chdir(ROOT)
+    tool = importlib.import_module('export_onnx')
+    out, checkpoint = tmp_path / 'model.onnx', tmp_path / 'model.pth'
+    arguments = ['--out', str(out), '--shape', '1', '64', '96', *(['--cfg-options', *options] if options else [])]
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', config, *arguments])
+    wrapped, inputs = tool.build(tool.parse_args())
+    for parameter in wrapped.model.parameters():  # away from those that the tool begins with
+        parameter.data.mul_(1 + 0.1 * torch.rand_like(parameter))
+    torch.save(dict(state_dict=wrapped.model.state_dict()), checkpoint)
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', config, str(checkpoint), *arguments])
+    tool.main()
+    assert 'any height and width' in capsys.readouterr().out
+    image = tuple(inputs(75, 51).values())
+    assert tool.compare(wrapped, tool.Onnx(out), image, repeats=0)[0] <= 1e-4
+
+
 SEGFORMER = 'configs/demo/segformer_mit-b0_sapa-g_demo.py'
 
 
