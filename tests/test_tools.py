@@ -679,7 +679,7 @@ def test_ablate_refuses(config, tmp_path, tool, ablate, monkeypatch, capsys):
     folder = tmp_path / 'ablation'
     arguments = ['ablate', config, '--work-dir', folder, '--dry-run']
     bare = ['--cfg-options', 'model.decode_head.upsample_cfg=None']
-    assert 'no upsampler to look into' in fails(tool, capsys, *arguments, *bare)
+    assert 'has no upsample_cfg' in fails(tool, capsys, *arguments, *bare)
     assert 'there is no config file' in fails(tool, capsys, 'ablate', tmp_path / 'x.py')
     data = ['--cfg-options', 'train_dataloader.dataset.data_root=/no/such/place']
     assert '/no/such/place' in fails(tool, capsys, *arguments, *data)
