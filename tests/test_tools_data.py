@@ -140,7 +140,7 @@ def test_training_can_go_on_nevertheless(config, call, monkeypatch):
     spoil(config, 'label out of range')
     monkeypatch.syspath_prepend(str(TOOLS))
     train = importlib.import_module('train')
-    monkeypatch.setattr(train, 'build_runner', lambda cfg: (_ for _ in ()).throw(SystemExit(7)))
+    monkeypatch.setattr(train, 'build_runner', lambda *_: (_ for _ in ()).throw(SystemExit(7)))
     assert call('train', config, '--work-dir', config.parent / 'work', '--no-data-check')[0] == 7
 
 
