@@ -102,6 +102,8 @@ def test_inductor_is_eager_training(memory_format, norms):
     """The default upsampler, through the compiler that users have."""
     if not CAN_COMPILE and torch.get_num_threads() == 1:
         pytest.skip('the inductor of torch 2.1 goes wrong with one thread, without an operator of ours in its graph')
+    if CAN_COMPILE and not library.is_loaded():
+        pytest.skip('the inductor of torch 2.13 aborts in the backward of the plain reference, on a CPU')
     if norms == 'native' and memory_format == 'channels_last':
         pytest.skip('the norms of channels-last maps are the fallback: the same as the next case')
     module = All()
