@@ -212,7 +212,7 @@ def scene_of_picture(picture: np.ndarray, names: list[str] | tuple[str, ...] = F
         panels = []
         for name in names:
             if name == 'ColourAffiliation':
-                panels.append(Panel(name, 'Looks at colours alone.', mixture_of(ColourAffiliation(), feature, image)))
+                panels.append(Panel(name, _NOTES[name], mixture_of(ColourAffiliation(), feature, image)))
                 continue
             torch.manual_seed(0)
             upsampler = build_upsampler(VARIANTS[name], 32, 32).eval().to(device)
@@ -225,6 +225,7 @@ _NOTES = {
     'Bilinear': 'Mixes by distance alone.',
     'Nearest': 'Copies its cell.',
     'SAPA-I': 'Mixes what is similar. No weights.',
+    'ColourAffiliation': 'Looks at colours alone.',
 }
 
 
@@ -269,9 +270,8 @@ def scene_of_model(model: nn.Module, picture: np.ndarray) -> Scene:
             beside.append(('SAPA-I', SAPA(len(feature), similarity='inner'), feature, guide))
         beside.append(('ColourAffiliation', ColourAffiliation(), feature, image))
         for name, other, x, y in beside:
-            note = {**_NOTES, 'ColourAffiliation': 'Looks at colours alone.'}[name]
             if name != name_of(upsampler):
-                panels.append(Panel(name, note, mixture_of(other.eval(), x, y)))
+                panels.append(Panel(name, _NOTES[name], mixture_of(other.eval(), x, y)))
         views.append(View(stage.name, panels, stage.extents))
     if not views:
         raise ValueError('no upsampler of the model has run over the whole picture')

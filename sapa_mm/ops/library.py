@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from . import triton
+from .sizes import is_compiling
 
 OPERATORS = (
     'point_affiliation',
@@ -147,14 +148,6 @@ def _warn_once() -> None:
         '`python -m sapa_mm.doctor` says what mends it; SAPA_MM_WITH_OPS=0 leaves it so, without this warning.',
         stacklevel=4,
     )
-
-
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing."""
-    compiler = getattr(torch, 'compiler', None)
-    if hasattr(compiler, 'is_compiling'):
-        return compiler.is_compiling()
-    return torch._dynamo.is_compiling()  # torch 2.1 and 2.2
 
 
 def backend(x: torch.Tensor | None = None, *others, operator: str = 'point_affiliation') -> str:

@@ -15,8 +15,13 @@ CAN_KEEP_SIZES_OPEN = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 8
 if CAN_KEEP_SIZES_OPEN:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-#: Whether torch.compile or torch.export read the code now; torch 2.1 has no such question.
-is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export is tracing."""
+    compiler = getattr(torch, 'compiler', None)
+    if hasattr(compiler, 'is_compiling'):
+        return compiler.is_compiling()
+    return torch._dynamo.is_compiling()  # torch 2.1 and 2.2
 
 
 def known(condition: bool) -> bool:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.library import is_compiling
 from ..ops.maps import accumulation_dtype
-from ..ops.sizes import known, within
+from ..ops.sizes import is_compiling, known, within
 from ..registry import MODELS, BaseModule
 from ..state_dict import LoadsPublishedLayout
 
