@@ -83,9 +83,10 @@ __global__ void spread_kernel(View<const scalar_t> source,   // (N, C, H, W): wh
         }
     }
   }
+  scalar_t* to = &grad.at(first_image + at.image, at.first, y, x);
 #pragma unroll
-  for (int c = 0; c < kSpreadChannels; ++c)
-    if (c < at.count) grad.at(first_image + at.image, at.first + c * at.step, y, x) = static_cast<scalar_t>(sum[c]);
+  for (int c = 0; c < kSpreadChannels; ++c, to += at.step * grad.c)
+    if (c < at.count) *to = static_cast<scalar_t>(sum[c]);
 }
 
 // The same at ratio 2, for a square of two by two low-resolution positions: of the rows of positions that their windows
@@ -100,6 +101,9 @@ __global__ void spread_squares_kernel(View<const scalar_t> source, View<const we
   if (at.image >= weights.images) return;
   const int x = at.unit % (w / 2) * 2, y = at.unit / (w / 2) * 2;
   acc_t sum[2][2][kSpreadChannels] = {};
+  int channel[kSpreadChannels];  // beyond the last the last once more, into a sum that is not stored
+#pragma unroll
+  for (int c = 0; c < kSpreadChannels; ++c) channel[c] = (c < at.count ? c : at.count - 1) * at.step;
   for (int j = 0; j <= K; ++j) {
     const int cell_y = y - kRadius + j;
     if (cell_y < 0 || cell_y >= h) continue;
@@ -107,10 +111,10 @@ __global__ void spread_squares_kernel(View<const scalar_t> source, View<const we
     for (int row = 2 * cell_y; row < 2 * cell_y + 2; ++row) {
       const int64_t tap = (at.group * K + (K - 1 - j)) * K + K - 1;  // of the upper left position in the left cell
       if constexpr (kChannelsLast) {
-        const weight_t* weight_row = &weights.at(at.image, tap, row, 0);
-        const scalar_t* source_row = &source.at(first_image + at.image, at.first, row, 0);
+        const weight_t* kept = &weights.at(at.image, tap, row, 0) + 2 * (x - kRadius);
+        const scalar_t* from = &source.at(first_image + at.image, at.first, row, 0) + 2 * (x - kRadius) * source.x;
 #pragma unroll 1  // neighbours read the same weights, so that there is nothing to gain from keeping them
-        for (int i = 0; i <= K; ++i) {
+        for (int i = 0; i <= K; ++i, kept += 2 - weights.c, from += 2 * source.x) {
           const int cell_x = x - kRadius + i;
           if (cell_x < 0 || cell_x >= w) continue;
           bool has[2][2];
@@ -121,24 +125,22 @@ __global__ void spread_squares_kernel(View<const scalar_t> source, View<const we
             for (int u = 0; u < 2; ++u) {
               has[v][u] = reaches[v] && i >= u && i - u < K;
               if (!has[v][u]) continue;
-              const auto two = pack_at<2>(weight_row + ((v * K - i + u) * weights.c + 2 * cell_x));
+              const auto two = pack_at<2>(kept + (v * K + u) * weights.c);
               weight[v][u][0] = static_cast<acc_t>(two.data[0]);
               weight[v][u][1] = static_cast<acc_t>(two.data[1]);
             }
-          const scalar_t* from = source_row + 2 * cell_x * source.x;
+          const scalar_t* columns[2] = {from, from + source.x};
 #pragma unroll
-          for (int c = 0; c < kSpreadChannels; ++c) {
+          for (int c = 0; c < kSpreadChannels; ++c)
 #pragma unroll
             for (int s = 0; s < 2; ++s) {
-              const acc_t there = static_cast<acc_t>(from[s * source.x]);
+              const acc_t there = static_cast<acc_t>(columns[s][channel[c]]);
 #pragma unroll
               for (int v = 0; v < 2; ++v)
 #pragma unroll
                 for (int u = 0; u < 2; ++u)
                   if (has[v][u]) sum[v][u][c] += weight[v][u][s] * there;
             }
-            if (c + 1 < at.count) from += at.step;  // else the last once more, into a sum that is not stored
-          }
         }
         continue;
       }

@@ -178,6 +178,7 @@ __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry
       stage_vectors<kCount>(map, g, place, first_channel + c0, count, staged);
     __syncthreads();
     if (place.rows == 0) continue;
+#pragma unroll 1  // the taps are unrolled
     for (int c = 0; c < count / kCount; ++c) {
       const Values* window = staged + c * halo + corner;
       use(c, [&](int ky, int kx) -> Values { return window[ky * g.halo_width + kx]; });
