@@ -33,7 +33,7 @@ struct Geometry {
   int staged_channels;          // channels in shared memory at a time; 0: not even one has room
   int lanes;                    // threads that fill one channel; the others of the block fill the next ones
   Border border;
-  bool has_vector_room = false;  // for what a loop by vectors stages; with two neighbours always, if any goes so
+  bool has_vector_room = false;  // to stage by vectors; always with two neighbours, if a loop of the launch can
 
   SAPA_MM_HOST_DEVICE CellAxis rows() const { return {H, h, kernel_size / 2, border}; }
   SAPA_MM_HOST_DEVICE CellAxis columns() const { return {W, w, kernel_size / 2, border}; }

@@ -141,8 +141,6 @@ MUTANTS = [
     Mutant('CUDA vectors of a place staged over one another', 'ops/cuda/*.cuh',
            'shared[(first + c) / kTogether * halo + i] = values;', 'shared[c / kTogether * halo + i] = values;',
            f'{ON_HOST} -k "affiliation_of_channels_last and x2"'),
-    Mutant('CUDA vectors at places that are not aligned', 'ops/cuda/*.cuh',
-           'map.c == 1 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0', 'map.c == 1', f'{ON_HOST} -k not_aligned'),
     Mutant('CUDA channels of neighbours overlap in spread', 'ops/cuda/*.cuh',
            'step = static_cast<int>(blocks);', 'step = 1;', f'{ON_HOST} -k "assembly_of_channels_last and odd"'),
     Mutant('CUDA barrier dropped before staging', 'ops/cuda/*.cuh',
