@@ -57,7 +57,7 @@ def test_precision_and_determinism(table, name):
 def test_one_graph_for_all_sizes(table, name):
     """What the table does with inductor, without the minutes of its compiler."""
     layout = 'channels_last' if name.startswith('SAPA') else 'nchw'
-    _, graphs, _ = table.compiled(name, True, 'aot_eager', FEW, [(table.train, layout)])
+    _, graphs, _ = table.compiled(name, True, [(table.train, layout)], 'aot_eager', FEW)
     assert graphs == 1
 
 
@@ -77,7 +77,7 @@ def test_graphs_hold_what_inductor_has(table, name, dynamic, lacking):
         return make_boxed_func(graph)
 
     runs = [(table.infer if dynamic else table.train, 'channels_last')]
-    table.compiled(name, dynamic, aot_autograd(fw_compiler=keep), FEW[:1], runs, torch.float64)
+    table.compiled(name, dynamic, runs, aot_autograd(fw_compiler=keep), FEW[:1], torch.float64)
     assert graphs and not any(lacking in graph for graph in graphs)
 
 

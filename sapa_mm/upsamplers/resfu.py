@@ -283,8 +283,8 @@ def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, stride: int
         ``(N, C, H, W)``; half and bfloat16 are computed in float32, the difference of two moments needs it.
     """
     size = guide.shape[2:]
-    height, width = (torch.sym_max(side // stride, 1) for side in size)
-    small, target = (full_precision(t[:, :, ::stride, ::stride][:, :, :height, :width]) for t in (guide, x))
+    height, width = (stride * torch.sym_max(side // stride, 1) for side in size)
+    small, target = (full_precision(t[:, :, :height:stride, :width:stride]) for t in (guide, x))
     mean_guide, mean_x = box(small, radius), box(target, radius)
     covariance = box(small * target, radius) - mean_guide * mean_x
     variance = box(small * small, radius) - mean_guide * mean_guide

@@ -126,24 +126,20 @@ def counting(backend):
     return compiler
 
 
-def compiled(name, dynamic, backend='inductor', sizes=SIZES, runs=None, dtype=torch.float32):
-    """Compile for inference and training, in both layouts, and hold every size against eager.
+def compiled(name, dynamic, runs, backend='inductor', sizes=SIZES, dtype=torch.float32):
+    """Compile, and hold every size against eager.
 
     Args:
         name (str): Variant.
         dynamic (bool): Leave sizes open; all of ``sizes`` then run in one graph. Otherwise only the first is compiled.
+        runs: Pairs of :func:`infer` or :func:`train` and a layout.
         backend: Of torch.compile.
         sizes: Of feature and guide.
-        runs: Pairs of :func:`infer` or :func:`train` and a layout. Defaults to each of both once, which compilers of
-            minutes allow.
         dtype: Of maps and parameters.
 
     Returns:
         Largest difference, the most graphs that any run made, and the last function.
     """
-    if runs is None:
-        layouts = ('nchw', 'channels_last') if dynamic else ('channels_last', 'nchw')
-        runs = tuple(zip((train, infer), layouts))
     worst, graphs = 0.0, 0
     for run, layout in runs:
         module = build(name).to(dtype).train(run is train)
@@ -160,20 +156,21 @@ def compiled(name, dynamic, backend='inductor', sizes=SIZES, runs=None, dtype=to
     return worst, graphs, function
 
 
+def training_dtype(name):
+    return torch.float64 if name in IN_FLOAT64 else torch.float32
+
+
 def compile_static(name, timed):
-    if name not in IN_FLOAT64:
-        worst, _, timed['static'] = compiled(name, False, sizes=[TIMED])
-        return f'{worst:.0e}'
-    trained, _, _ = compiled(name, False, sizes=[TIMED], runs=[(train, 'channels_last')], dtype=torch.float64)
-    worst, _, timed['static'] = compiled(name, False, sizes=[TIMED], runs=[(infer, 'nchw')])
-    return f'{worst:.0e}, training {trained:.0e} in float64'
+    trained, _, _ = compiled(name, False, [(train, 'channels_last')], sizes=[TIMED], dtype=training_dtype(name))
+    worst, _, timed['static'] = compiled(name, False, [(infer, 'nchw')], sizes=[TIMED])
+    return f'{max(worst, trained):.0e}'
 
 
 def compile_dynamic(name, timed):
     # inductor compiles the gradient of any convolution's input anew for every size (torch 2.13), so the graph of the
     # training goes without it
-    trained, graphs, _ = compiled(name, True, 'aot_eager', runs=[(train, 'nchw')])
-    worst, more, timed['dynamic'] = compiled(name, True, runs=[(infer, 'channels_last')])
+    trained, graphs, _ = compiled(name, True, [(train, 'nchw')], 'aot_eager', dtype=training_dtype(name))
+    worst, more, timed['dynamic'] = compiled(name, True, [(infer, 'channels_last')])
     worst, graphs = max(worst, trained), max(graphs, more)
     return f'{worst:.0e}, {graphs} {"graph" if graphs == 1 else "graphs"}'
 
