@@ -118,8 +118,8 @@ def main():
     found['large gradients'] = errors(
         lambda *x: ops.point_affiliation(*x, 3),
         lambda *x: reference.point_affiliation(*x, 3),
-        [query / 64, key / 64, 60 * value],
-        scale=600,
+        [query / 64, key / 64, 200 * value],
+        scale=2000,
     )
     with library.prefer('cuda'):
         found['backends'] = [ops.backend(query), ops.backend(query.float())]

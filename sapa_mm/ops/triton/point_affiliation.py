@@ -244,8 +244,10 @@ def gather(
     first_y, first_x = (y0 - RADIUS) * RATIO_Y, (x0 - RADIUS) * RATIO_X
     TILES_X: tl.constexpr = ((CELLS + 2 * RADIUS) * RATIO_X + COLUMNS - 1) // COLUMNS
     TILES_Y: tl.constexpr = ((CELLS + 2 * RADIUS) * RATIO_Y + ROWS - 1) // ROWS
+    # all tiles are whole, those above and below the map left out
+    first_tile, tiles = tl.maximum(-first_y, 0) // ROWS, tl.minimum(tl.cdiv(H - first_y, ROWS), TILES_Y)
     sums = tl.zeros([CELLS * CELLS, BLOCK_C], tl.float32)
-    for tile in range(TILES_Y * TILES_X):
+    for tile in range(first_tile * TILES_X, tiles * TILES_X):
         ty, tx = tile // TILES_X * ROWS, tile % TILES_X * COLUMNS
         row, _ = cells_of(ty, dy, ROWS, RATIO_Y)
         column, phase = cells_of(tx, p, COLUMNS, RATIO_X)
