@@ -11,8 +11,6 @@ Weights and gradients of scores are rounded to the dtype of the maps before they
 a sum comes out infinite or NaN, the program computes it once more without tensor cores (``tiles.add_product``).
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -27,6 +25,7 @@ from .tiles import (
     all_finite,
     cells_of,
     corner,
+    exp_less,
     load_tile,
     places,
     positive,
@@ -44,7 +43,6 @@ OF_POSITIONS = dict(num_warps=4, num_stages=2)
 #: Programs that keep a large GPU busy; with fewer tiles the channels of the value are split.
 ENOUGH_PROGRAMS = 512
 _EPS = tl.constexpr(EPS)
-LOG2E = tl.constexpr(1 / math.log(2))
 
 
 @triton.jit
@@ -130,7 +128,7 @@ def forward_kernel(
     )  # fmt: skip
     if NORMALIZATION == 0:
         top = tl.max(tl.where(within, scores, float('-inf')), 1)
-        weights = tl.where(within, tl.exp2(scores * LOG2E - (top * LOG2E)[:, None]), 0.0)
+        weights = tl.where(within, exp_less(scores, top[:, None]), 0.0)
         total = tl.sum(weights, 1)
         saved = top + tl.log(total)
     else:
@@ -189,7 +187,7 @@ def query_backward_kernel(
     )  # fmt: skip
     saved = tl.load(normalizer + (n * H + y0) * W + x0 + dy * W + dx, inside, 1.0)
     if NORMALIZATION == 0:
-        mix = tl.where(within, tl.exp2(scores * LOG2E - (saved * LOG2E)[:, None]), 0.0)
+        mix = tl.where(within, exp_less(scores, saved[:, None]), 0.0)
         # A large log-normalizer is rounded coarsely, for all taps alike: dividing by the sum takes that out again.
         factor = 1 / tl.sum(mix, 1)
     else:

@@ -5,8 +5,12 @@ A map is dense in one of two layouts. A tile is a few rows and columns of it, on
 offsets in rows and columns 32.
 """
 
+import math
+
 import triton
 import triton.language as tl
+
+_LOG2E = tl.constexpr(1 / math.log(2))
 
 
 @triton.jit
@@ -74,6 +78,12 @@ def tap_places(dy, row, column, phase, cell_dy, cell_dx, w, RADIUS: tl.constexpr
     SIDE: tl.constexpr = 2 * RADIUS + 1
     first = ((dy * w + column) * SIDE + RADIUS - row) * SIDE + RADIUS - column
     return first * RATIO_X + phase, (cell_dy * SIDE + cell_dx) * RATIO_X
+
+
+@triton.jit
+def exp_less(x, top):
+    """``exp(x - top)``, but for what is rounded of ``top``: that is the same for all ``x``."""
+    return tl.exp2(tl.fma(x, _LOG2E, -top * _LOG2E))
 
 
 @triton.jit
