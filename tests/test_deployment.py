@@ -57,8 +57,28 @@ def test_precision_and_determinism(table, name):
 def test_one_graph_for_all_sizes(table, name):
     """What the table does with inductor, without the minutes of its compiler."""
     layout = 'channels_last' if name.startswith('SAPA') else 'nchw'
-    _, graphs, _ = table.compiled(name, True, 'aot_eager', FEW, [(table.train, layout)])
-    assert graphs <= (2 if name == 'FreqFusion' else 1)
+    _, graphs, _ = table.compiled(name, True, [(table.train, layout)], 'aot_eager', FEW)
+    assert graphs == 1
+
+
+@open_sizes
+@pytest.mark.parametrize(
+    'name, dynamic, lacking', [('A2U', True, 'adaptive_avg'), ('FreqFusion', False, 'pad2d'), ('ReSFU', False, 'pad2d')]
+)
+def test_graphs_hold_what_inductor_has(table, name, dynamic, lacking):
+    """It has adaptive pooling for fixed sizes alone, and foretells wrong strides of the backward of a border."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph.print_readable(print_output=False))
+        return make_boxed_func(graph)
+
+    runs = [(table.infer if dynamic else table.train, 'channels_last')]
+    table.compiled(name, dynamic, runs, aot_autograd(fw_compiler=keep), FEW[:1], torch.float64)
+    assert graphs and not any(lacking in graph for graph in graphs)
 
 
 @open_sizes

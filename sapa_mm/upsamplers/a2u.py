@@ -3,11 +3,13 @@
 
 from math import sqrt
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import feature_assembly
 from ..ops.checks import check_kernel_size
+from ..ops.sizes import is_compiling
 from ..registry import MODELS
 from ..state_dict import rename_prefix
 from .base import BaseUpsampler, cut, pixel_shuffle, require_positive_int
@@ -83,7 +85,7 @@ class A2U(BaseUpsampler):
         self.encoder_kernel = encoder_kernel
 
         def pooled(size: int, out: int) -> nn.Sequential:
-            return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(channels, out, 1))
+            return nn.Sequential(MeanOfBins(size), nn.Conv2d(channels, out, 1))
 
         filters = 1 if share else channels
         self.bconv_U = pooled(encoder_kernel, filters)
@@ -156,3 +158,21 @@ class A2U(BaseUpsampler):
         if not hasattr(self, 'bconv_DP'):
             for kind in ('weight', 'bias'):
                 state_dict.pop(f'{prefix}bconv_DP.1.{kind}', None)
+
+
+class MeanOfBins(nn.AdaptiveAvgPool2d):
+    """``AdaptiveAvgPool2d`` that compiles for all sizes of map: inductor has torch's for fixed sizes only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_compiling():
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            rows, columns = (shares(side, self.output_size, x) for side in x.shape[2:])
+            return rows @ x @ columns.T
+
+
+def shares(side: int, bins: int, like: Tensor) -> Tensor:
+    """What every position adds to the mean of every bin, ``(bins, side)``. Bins overlap where they do not divide."""
+    place, i = torch.arange(side, device=like.device), torch.arange(bins, device=like.device)[:, None]
+    begin, end = i * side // bins, ((i + 1) * side + bins - 1) // bins
+    return ((place >= begin) & (place < end)).to(like.dtype) / (end - begin)

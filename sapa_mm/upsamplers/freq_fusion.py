@@ -328,7 +328,10 @@ class Resampler(nn.Module):
         if isinstance(cut, Tensor):
             x = copy_or_interpolate(x, (height, width), cut)
         elif cut:
-            x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode='replicate')
+            # not F.pad, whose backward in channels_last surprises torch.compile: torch foretells other strides
+            for dim, side in ((2, height), (3, width)):
+                if x.shape[dim] < side:
+                    x = torch.cat([x, x.narrow(dim, side - 2, 1)], dim)
         else:
             x = F.interpolate(x, (height, width), mode='bilinear')
         return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..ops import deformable_assembly
+from ..ops.borders import extend
 from ..ops.maps import cell_of
 from ..registry import MODELS
 from .base import BaseUpsampler, require_positive_int
@@ -240,9 +241,7 @@ class DifferenceScores(nn.Module):
     def forward(self, key: Tensor, query: Tensor) -> Tensor:
         key, query = self.norm(key), self.norm(query)
         border = self.weight.shape[2] // 2 * self.dilation
-        around = F.conv2d(
-            F.pad(key, (border,) * 4, mode='replicate'), self.weight, dilation=self.dilation, groups=self.groups
-        )
+        around = F.conv2d(extend(key, border, 'replicate'), self.weight, dilation=self.dilation, groups=self.groups)
         # The query is the same for all neighbours, so their weights are added first.
         middle = F.conv2d(query, self.weight.sum((2, 3), keepdim=True), groups=self.groups)
         return self.channel_compressor(around - middle + self.bias)
@@ -267,7 +266,7 @@ def gaussian(x: Tensor) -> Tensor:
     side = x.new_tensor([exp(-0.5), 1, exp(-0.5)])
     side = side / side.sum()
     kernel = torch.outer(side, side).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode='replicate'), kernel, groups=x.shape[1])
+    return F.conv2d(extend(x, 1, 'replicate'), kernel, groups=x.shape[1])
 
 
 def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, stride: int) -> Tensor:
@@ -284,8 +283,8 @@ def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, stride: int
         ``(N, C, H, W)``; half and bfloat16 are computed in float32, the difference of two moments needs it.
     """
     size = guide.shape[2:]
-    height, width = (torch.sym_max(side // stride, 1) for side in size)
-    small, target = (full_precision(t[:, :, ::stride, ::stride][:, :, :height, :width]) for t in (guide, x))
+    height, width = (stride * torch.sym_max(side // stride, 1) for side in size)
+    small, target = (full_precision(t[:, :, :height:stride, :width:stride]) for t in (guide, x))
     mean_guide, mean_x = box(small, radius), box(target, radius)
     covariance = box(small * target, radius) - mean_guide * mean_x
     variance = box(small * small, radius) - mean_guide * mean_guide

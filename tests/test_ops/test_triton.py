@@ -34,7 +34,7 @@ def interpreted():
 
 
 @needs_triton
-@pytest.mark.parametrize('name', [*AFFILIATION, *NORM, 'large scores'])
+@pytest.mark.parametrize('name', [*AFFILIATION, *NORM, 'large scores', 'large gradients'])
 def test_matches_reference(interpreted, name):
     assert max(interpreted[name]) < TOLERANCE[torch.half]
 
@@ -140,26 +140,26 @@ def test_tiles_reach_no_further_than_their_cells():
     assert triton.tile_sides((4, 4), (4, 4), 7) == (2, 2)  # too few positions for tensor cores: not served
 
 
-def compiled(kernel, constants, capability, pointers, floats=()):
+def compiled(kernel, constants, capability, pointers, floats=(), divisible=True):
     """A kernel as a launch with large contiguous half maps would compile it, but without a GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_source
 
     constants = dict(constants)
-    warps = constants.pop('num_warps', 4)
+    options = {name: constants.pop(name) for name in ('num_warps', 'num_stages') if name in constants}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
-        if name.endswith(('_x', '_p')) and name not in pointers and name != 'grad_key_p':
+        if name.endswith(('_x', '_p')) and name not in pointers:
             constants[name] = 1  # the stride between neighbours
         if name in constants:
             signature[name] = 'constexpr'
             continue
         signature[name] = pointers.get(name, 'fp32' if name in floats else 'i32')
-        if signature[name] != 'fp32':
+        if name in pointers or (divisible and name not in floats):
             attributes[(i,)] = [['tt.divisibility', 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    return compile_source(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=warps))
+    return compile_source(source, target=GPUTarget('cuda', capability, 32), options=options)
 
 
 def resources(cubin, tmp_path):
@@ -174,41 +174,58 @@ def resources(cubin, tmp_path):
 
 
 HALF, FLOAT = '*fp16', '*fp32'
-WINDOW = dict(RATIO_Y=2, RATIO_X=2, RADIUS=2, NORMALIZATION=0, CELLS=8, ROWS=8, COLUMNS=8, BLOCK_D=32)
-MAPS = dict.fromkeys(('grad', 'query', 'key', 'value', 'output', 'grad_query', 'grad_value'), HALF)
-SAVED = dict.fromkeys(('normalizer', 'scale', 'mean', 'grad_key'), FLOAT)
+WINDOW = dict(RATIO_Y=2, RATIO_X=2, RADIUS=2, CELLS=8, ROWS=8, COLUMNS=8)
+MAPS = dict.fromkeys(('grad', 'query', 'key', 'value', 'output', 'grad_query', 'weights', 'source', 'target'), HALF)
+SAVED = dict.fromkeys(('normalizer', 'grad_scores'), FLOAT)
 NORM_MAPS = dict(grad=HALF, x=HALF, output=HALF, matrix=FLOAT, shift=FLOAT, mean=FLOAT, rstd=FLOAT)
 NORM_SIZES = dict(BLOCK_P=64, BLOCK_C=64, BLOCK_D=32)
-KERNELS = dict(
-    point_affiliation=dict(
-        forward_kernel=({**WINDOW, 'BLOCK_C': 32, 'num_warps': 8}, {**MAPS, **SAVED}),
-        query_backward_kernel=(
-            {**WINDOW, 'BLOCK_C': 32, 'NEEDS_QUERY': True, 'NEEDS_SCORES': True, 'num_warps': 8},
-            {**MAPS, **SAVED},
-        ),
-        gather_kernel=({**WINDOW, 'NEEDS_KEY': True, 'NEEDS_VALUE': True}, {**MAPS, **SAVED}),
-    ),
-    norm_projection=dict(
-        forward_kernel=(NORM_SIZES, NORM_MAPS),
-        map_backward_kernel=(NORM_SIZES, {**NORM_MAPS, 'grad_x': HALF}),
-        matrix_backward_kernel=(NORM_SIZES, {**NORM_MAPS, 'grad_matrix': FLOAT}),
-    ),
-)
+WHOLE = dict(WHOLE_D=True, WHOLE_C=True, BLOCK_D=32, NORMALIZATION=0)
+NEEDS = dict(NEEDS_QUERY=True, NEEDS_KEY=True, NEEDS_VALUE=True)
+GATHER = {**WINDOW, 'WHOLE_C': True}
+TAPS = {**MAPS, 'taps': HALF}
+#: name: module, kernel, constants, pointers
+KERNELS = {
+    'forward': ('point_affiliation', 'forward_kernel', {**WINDOW, **WHOLE}, {**MAPS, **SAVED}),
+    'query': ('point_affiliation', 'query_backward_kernel', {**WINDOW, **WHOLE, **NEEDS}, {**MAPS, **SAVED}),
+    'gather key': ('point_affiliation', 'gather_kernel', GATHER, {**MAPS, 'taps': FLOAT}),
+    'gather value': ('point_affiliation', 'gather_kernel', GATHER, TAPS),
+    'gather odd': ('point_affiliation', 'gather_kernel', {**GATHER, 'WHOLE_C': False}, TAPS),
+    'norm forward': ('norm_projection', 'forward_kernel', NORM_SIZES, NORM_MAPS),
+    'norm map': ('norm_projection', 'map_backward_kernel', NORM_SIZES, {**NORM_MAPS, 'grad_x': HALF}),
+    'norm matrix': ('norm_projection', 'matrix_backward_kernel', NORM_SIZES, {**NORM_MAPS, 'grad_matrix': FLOAT}),
+}
+#: Architecture -> bytes of shared memory that a program may have; of sm_86 and sm_89, which run what sm_80 does.
+SHARED = {80: 99 * 2**10, 90: 227 * 2**10}
+
+
+def launched(kernels, case, capability):
+    """Channels at a time and options of a kernel of point affiliation, as a launch for C = 256 and D = 32 has them."""
+    channels = {
+        'forward': kernels.MIXED,
+        'query': kernels.SUMMED[0],
+        'gather key': 32,
+        'gather value': kernels.GATHERED[0],
+        'gather odd': kernels.GATHERED[1],
+    }[case]
+    gathers = case.startswith('gather')
+    return dict(BLOCK_C=channels, **(kernels.of_cells(channels, capability == 90) if gathers else kernels.OF_POSITIONS))
 
 
 @needs_triton
-@pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize(
-    ('module', 'name'), [(module, name) for module, kernels in KERNELS.items() for name in kernels]
-)
-def test_compiles_to_tensor_cores_without_spills(module, name, capability, tmp_path, monkeypatch):
+@pytest.mark.parametrize('capability', SHARED)
+@pytest.mark.parametrize('case', KERNELS)
+def test_compiles_to_tensor_cores_without_spills(case, capability, tmp_path, monkeypatch):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    module, name, constants, pointers = KERNELS[case]
     kernels = pytest.importorskip(f'sapa_mm.ops.triton.{module}')
-    constants, pointers = KERNELS[module][name]
-    if name == 'gather_kernel':
-        channels, rows, warps = kernels.GATHERED if capability >= 90 else kernels.GATHERED_BEFORE_SM_90
-        constants = {**constants, 'BLOCK_C': channels, 'ROWS': rows, 'num_warps': warps}
-    kernel = compiled(getattr(kernels, name), constants, capability, pointers, floats=('eps',))
+    if module == 'point_affiliation':
+        constants = {**constants, **launched(kernels, case, capability)}
+    kernel = compiled(getattr(kernels, name), constants, capability, pointers, ('eps',), case != 'gather odd')
     assert re.search(r'wgmma\.mma_async|mma\.sync', kernel.asm['ptx'])
+    assert kernel.metadata.shared <= SHARED[capability]
     registers, stack = resources(kernel.asm['cubin'], tmp_path)
     assert registers <= 255 and stack == 0
+    # four positions of a map are copied at once, past the registers, and of taps the two of a cell
+    copied = set(re.findall(r'cp\.async\.\w+\.shared\.global \[[^]]*\], \[[^]]*\], (0x\w+)', kernel.asm['ptx']))
+    if case in ('gather key', 'gather value'):
+        assert copied == ({'0x8'} if case == 'gather key' else {'0x8', '0x4'})

@@ -17,6 +17,8 @@ AFFILIATION = {
     'k3': (1, 3, 70, (5, 6), (2, 2), 3, 'softmax', False),
     'k7': (1, 40, 5, (5, 6), (3, 2), 7, 'softmax', False),
     'k1': (1, 3, 5, (3, 5), (4, 2), 1, 'softmax', False),
+    'whole blocks': (1, 16, 64, (3, 5), (2, 2), 5, 'softmax', False),
+    'two parts': (1, 3, 260, (3, 2), (2, 2), 3, 'softmax', True),
     'equal': (1, 3, 5, (5, 6), (1, 1), 5, 'softmax', False),
     'x4': (1, 3, 5, (3, 4), (4, 4), 5, 'softmax', False),
     'x8 and x5': (1, 3, 5, (3, 2), (8, 5), 3, 'softmax', False),
@@ -35,12 +37,13 @@ NORM = {
 NON_FINITE = [*(('nan', where) for where in ('query', 'key', 'value', 'grad')), ('inf', 'value')]
 
 
-def errors(function, expected_function, inputs):
+def errors(function, expected_function, inputs, scale=1):
     import torch
     from helpers import forward_and_gradients, random_maps
 
     exact = [x.double() for x in inputs]
     (cotangent,) = random_maps(expected_function(*exact).shape, dtype=torch.half, seed=1)
+    cotangent *= scale
     expected = forward_and_gradients(expected_function, exact, cotangent.double())
     actual = forward_and_gradients(function, inputs, cotangent)
     pairs = [(actual[0], expected[0]), *zip(actual[1], expected[1])]
@@ -111,6 +114,13 @@ def main():
     ]
     large = [60 * query, 60 * key, value]
     found['large scores'] = errors(ops.point_affiliation, reference.point_affiliation, large)[:1]
+    # gradients of scores beyond the range of half
+    found['large gradients'] = errors(
+        lambda *x: ops.point_affiliation(*x, 3),
+        lambda *x: reference.point_affiliation(*x, 3),
+        [query / 64, key / 64, 200 * value],
+        scale=2000,
+    )
     with library.prefer('cuda'):
         found['backends'] = [ops.backend(query), ops.backend(query.float())]
     found['backends'] += [ops.backend(query), ops.backend(query.float()), ops.backend(query, key, 9)]

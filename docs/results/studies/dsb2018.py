@@ -14,6 +14,7 @@ upsamplers = {
 }
 seeds = [0, 1, 2]
 metrics = [
-    'coco/segm_mAP', 'coco/bbox_mAP', 'coco/segm_mAP_75', 'iou90/segm_mAP', 'coco/bbox_mAP_75', 'iou90/bbox_mAP',
+    'coco/segm_mAP', 'boundary/segm_mAP', 'coco/bbox_mAP', 'coco/segm_mAP_75', 'iou90/segm_mAP', 'coco/bbox_mAP_75',
+    'iou90/bbox_mAP',
 ]  # fmt: skip
 percent = metrics

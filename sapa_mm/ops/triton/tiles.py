@@ -1,39 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernels of point affiliation are made of: tiles of positions and of cells, scores, weights, products.
 
-A map is dense in one of two layouts. A tile is a few rows and columns of it, one after another; offsets inside a tile
-fit in 32 bits, its corner is found in 64.
+A map is dense in one of two layouts. A tile is a few rows and columns of it, one after another. Addresses have 64 bits,
+offsets in rows and columns 32.
 """
+
+import math
 
 import triton
 import triton.language as tl
 
+_LOG2E = tl.constexpr(1 / math.log(2))
+
 
 @triton.jit
-def load_tile(corner, place, inside, first, channels, stride, BLOCK: tl.constexpr):
+def corner(x, n, y, x0, stride_n, stride_y, stride_x):
+    """Where a tile of a map starts, in channel 0."""
+    return x + n * stride_n + tl.cast(y, tl.int64) * stride_y + tl.cast(x0, tl.int64) * stride_x
+
+
+@triton.jit
+def places(dy, dx, stride_y, stride_x):
+    """Offsets of a tile from its corner. In 64 bits neighbours share an address: they differ by a constant."""
+    return tl.cast(dy, tl.int64) * stride_y + tl.cast(dx, tl.int64) * stride_x
+
+
+@triton.jit
+def load_tile(corner, place, inside, first, channels, stride, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """``(places, BLOCK)`` channels from ``first`` on, 0 where there are none and outside the map.
 
-    ``corner`` points to the tile's corner in channel 0, ``place`` are offsets from there, ``stride`` is of channels.
+    ``place`` are offsets from the corner, ``stride`` is of channels; a ``WHOLE`` number of blocks needs no mask.
     """
-    c = tl.arange(0, BLOCK)
+    c = tl.arange(0, BLOCK).to(tl.int64)
     start = corner + tl.cast(first, tl.int64) * stride
-    return tl.load(start + place[:, None] + c[None, :] * stride, inside[:, None] & (first + c < channels)[None, :], 0.0)
+    there = inside[:, None] if WHOLE else inside[:, None] & (first + c < channels)[None, :]
+    return tl.load(start + place[:, None] + c[None, :] * stride, there, 0.0)
 
 
 @triton.jit
-def store_tile(corner, place, inside, first, channels, stride, tile, BLOCK: tl.constexpr):
+def store_tile(corner, place, inside, first, channels, stride, tile, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """The way back of :func:`load_tile`."""
-    c = tl.arange(0, BLOCK)
+    c = tl.arange(0, BLOCK).to(tl.int64)
     start = corner + tl.cast(first, tl.int64) * stride
-    there = inside[:, None] & (first + c < channels)[None, :]
+    there = inside[:, None] if WHOLE else inside[:, None] & (first + c < channels)[None, :]
     tl.store(start + place[:, None] + c[None, :] * stride, tile.to(corner.dtype.element_ty), there)
 
 
 @triton.jit
-def reaches(row, column, other_row, other_column, RADIUS: tl.constexpr):
-    """``(places, others)``: whether the window around the one holds the other."""
-    dy, dx = row[:, None] - other_row[None, :], column[:, None] - other_column[None, :]
-    return (dy >= -RADIUS) & (dy <= RADIUS) & (dx >= -RADIUS) & (dx <= RADIUS)
+def cells_of(first, place, SIDE: tl.constexpr, RATIO: tl.constexpr):
+    """``(first + place % SIDE) // RATIO`` and the remainder, in such a form that Triton sees runs of equal cells.
+
+    ``first`` is a multiple of ``SIDE``, the side of a tile of positions.
+    """
+    if SIDE % RATIO == 0:
+        return first // RATIO + place // RATIO % (SIDE // RATIO), place % RATIO
+    return (first + place % SIDE) // RATIO, (first + place % SIDE) % RATIO
+
+
+@triton.jit
+def reaches(dy, dx, RADIUS: tl.constexpr):
+    """Whether a window reaches so far from its centre: what is below 0 is large without a sign."""
+    return ((dy + RADIUS).to(tl.uint32) <= 2 * RADIUS) & ((dx + RADIUS).to(tl.uint32) <= 2 * RADIUS)
+
+
+@triton.jit
+def tap_corner(taps, n, y, x0, H, w, RADIUS: tl.constexpr, RATIO_X: tl.constexpr):
+    """Of an array ``(N, H, w, taps, RATIO_X)``, at the row ``y`` of positions and the column ``x0`` of cells."""
+    return taps + ((n * H + y) * w + x0) * ((2 * RADIUS + 1) * (2 * RADIUS + 1) * RATIO_X)
+
+
+@triton.jit
+def tap_places(dy, row, column, phase, cell_dy, cell_dx, w, RADIUS: tl.constexpr, RATIO_X: tl.constexpr):
+    """Offsets from there of positions and of cells: the sum of two is where the tap of the one on the other lies.
+
+    Cells and the cells ``(row, column)`` of positions are counted from one corner.
+    """
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    first = ((dy * w + column) * SIDE + RADIUS - row) * SIDE + RADIUS - column
+    return first * RATIO_X + phase, (cell_dy * SIDE + cell_dx) * RATIO_X
+
+
+@triton.jit
+def exp_less(x, top):
+    """``exp(x - top)``, but for what is rounded of ``top``: that is the same for all ``x``."""
+    return tl.exp2(tl.fma(x, _LOG2E, -top * _LOG2E))
 
 
 @triton.jit
@@ -79,4 +129,4 @@ def add_product(sums, weights, within, x, EXACT: tl.constexpr):
 
 @triton.jit
 def all_finite(x):
-    return tl.min((tl.abs(x) < float('inf')).to(tl.int32)) == 1
+    return tl.sum(x * 0.0) == 0  # infinity * 0 is NaN
