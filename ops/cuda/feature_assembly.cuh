@@ -10,7 +10,7 @@ namespace sapa_mm {
 template <typename scalar_t, typename acc_t, int K, int R, int X>
 __global__ void assembly_forward_kernel(View<const scalar_t> feature,  // (N, C, h, w)
                                         View<const scalar_t> weights,  // (N, groups*K*K, H, W)
-                                        Geometry g, int64_t groups,
+                                        Geometry g, bool by_vectors, int64_t groups,
                                         int64_t block_channels,   // of each group, for each block
                                         View<scalar_t> output) {  // (N, C, H, W)
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
@@ -27,14 +27,14 @@ __global__ void assembly_forward_kernel(View<const scalar_t> feature,  // (N, C,
         taps.data[p][t] = static_cast<acc_t>(weights.at(place.n, group * K * K + t, y, x));
     });
     const int64_t first = group * group_channels + part * block_channels;
-    assemble<acc_t, K, R, X>(feature, g, place, first, channels, shared, taps, output);
+    assemble<acc_t, K, R, X>(feature, g, place, first, channels, shared, taps, output, by_vectors);
   }
 }
 
 template <typename scalar_t, typename acc_t, int K, int R, int X>
 __global__ void assembly_backward_kernel(View<const scalar_t> grad_output,  // (N, C, H, W)
                                          View<const scalar_t> feature,      // (N, C, h, w)
-                                         Geometry g, int64_t groups,
+                                         Geometry g, bool by_vectors, int64_t groups,
                                          View<scalar_t> grad_weights) {  // (N, groups*K*K, H, W)
   SAPA_MM_DYNAMIC_SHARED(acc_t, shared);
   const Place place(g, R, 0);
@@ -42,7 +42,7 @@ __global__ void assembly_backward_kernel(View<const scalar_t> grad_output,  // (
   for (int64_t group = 0; group < groups; ++group) {
     Taps<acc_t, K, R, X> taps;
     const int64_t first = group * channels;
-    correlate<acc_t, K, R, X>(feature, g, place, first, channels, shared, taps, grad_output);
+    correlate<acc_t, K, R, X>(feature, g, place, first, channels, shared, taps, grad_output, by_vectors);
     for_each_position<R, X>(place, [&](int p, int64_t y, int64_t x) {
 #pragma unroll
       for (int t = 0; t < K * K; ++t)
@@ -87,19 +87,23 @@ struct AssemblyForward {
 
   template <int K>
   void run() const {
-    with_columns<K, acc_t>(CellAxis(weights.width, feature.width, K / 2, border), has_packs<2>(output), *this);
+    with_columns<K, acc_t>(CellAxis(weights.width, feature.width, K / 2, border),
+                           has_pairs<acc_t, K>(output, by_vectors()), *this);
   }
+
+  bool by_vectors() const { return can_go_by_vectors(feature, output, groups); }
 
   template <int K, int R, int X>
   void run_with() const {
-    const Geometry g =
-        make_geometry<acc_t, R, X>(weights.height, weights.width, feature.height, feature.width, K, border);
+    const Geometry g = make_geometry<acc_t, R, X>(weights.height, weights.width, feature.height, feature.width, K,
+                                                  border, by_vectors() ? kStagedByVectors<scalar_t> : 0);
     if (g.staged_channels == 0) return run_any();
     const int64_t channels = feature.channels / groups;
-    const int64_t block_channels = channels_of_a_block(g, weights.images, channels);
+    const int64_t block_channels =
+        channels_of_a_block(g, weights.images, channels, by_vectors() ? kVector<scalar_t> : 1);
     const int64_t parts = channels > 0 ? (channels + block_channels - 1) / block_channels : 1;
     SAPA_MM_LAUNCH((assembly_forward_kernel<scalar_t, acc_t, K, R, X>), g.tiles() * weights.images * parts,
-                   shared_bytes<acc_t>(g), stream, feature, weights, g, groups, block_channels, output);
+                   shared_bytes<acc_t>(g), stream, feature, weights, g, by_vectors(), groups, block_channels, output);
   }
 
   void run_any() const {
@@ -128,16 +132,19 @@ struct AssemblyBackward {
 
   template <int K>
   void run() const {
-    with_columns<K, acc_t>(CellAxis(weights.width, feature.width, K / 2, border), has_packs<2>(grad_output), *this);
+    with_columns<K, acc_t>(CellAxis(weights.width, feature.width, K / 2, border),
+                           has_pairs<acc_t, K>(grad_output, by_vectors()), *this);
   }
+
+  bool by_vectors() const { return can_go_by_vectors(feature, grad_output, groups); }
 
   template <int K, int R, int X>
   void run_with() const {
-    const Geometry g =
-        make_geometry<acc_t, R, X>(weights.height, weights.width, feature.height, feature.width, K, border);
+    const Geometry g = make_geometry<acc_t, R, X>(weights.height, weights.width, feature.height, feature.width, K,
+                                                  border, by_vectors() ? kStagedByVectors<scalar_t> : 0);
     if (g.staged_channels == 0) return run_any();
     SAPA_MM_LAUNCH((assembly_backward_kernel<scalar_t, acc_t, K, R, X>), g.tiles() * weights.images,
-                   shared_bytes<acc_t>(g), stream, grad_output, feature, g, groups, grad_weights);
+                   shared_bytes<acc_t>(g), stream, grad_output, feature, g, by_vectors(), groups, grad_weights);
   }
 
   void run_any() const {

@@ -78,7 +78,8 @@ template <typename scalar_t, typename acc_t, int K, int R, int X>
 __global__ void affiliation_forward_kernel(View<const scalar_t> query,  // (N, D, H, W)
                                            View<const scalar_t> key,    // (N, D, h, w)
                                            View<const scalar_t> value,  // (N, C, h, w)
-                                           Geometry g, Normalization normalization,
+                                           Geometry g, Normalization normalization, bool scores_by_vectors,
+                                           bool mixes_by_vectors,
                                            int64_t block_channels,  // of the value, for each block
                                            View<scalar_t> output,   // (N, C, H, W)
                                            acc_t* normalizer) {     // (N, H, W)
@@ -89,12 +90,12 @@ __global__ void affiliation_forward_kernel(View<const scalar_t> query,  // (N, D
   const int64_t left = value.channels - first, channels = left < block_channels ? left : block_channels;
   place.n -= part * query.images;
   Taps<acc_t, K, R, X> taps;
-  correlate<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, query);
+  correlate<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, query, scores_by_vectors);
   for_each_position<R, X>(place, [&](int p, int64_t y, int64_t x) {
     const acc_t saved = normalize<acc_t, K * K>(taps.data[p], K * K, normalization);
     if (part == 0) normalizer[(place.n * g.H + y) * g.W + x] = saved;
   });
-  assemble<acc_t, K, R, X>(value, g, place, first, channels, shared, taps, output);
+  assemble<acc_t, K, R, X>(value, g, place, first, channels, shared, taps, output, mixes_by_vectors);
 }
 
 // The gradient of the query and, for spread, the weights and the gradients of the scores of some images. The scores
@@ -105,7 +106,8 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
                                             View<const scalar_t> key,          // (N, D, h, w)
                                             View<const scalar_t> value,        // (N, C, h, w)
                                             const acc_t* normalizer,           // (N, H, W)
-                                            Geometry g, Normalization normalization, int64_t first_image,
+                                            Geometry g, Normalization normalization, bool scores_by_vectors,
+                                            bool grads_by_vectors, bool mixes_by_vectors, int64_t first_image,
                                             View<scalar_t> grad_query,  // (N, D, H, W), data may be null
                                             View<acc_t> weights,        // (images, K*K, H, W)
                                             View<acc_t> grad_scores) {  // (images, K*K, H, W), data may be null
@@ -113,7 +115,7 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
   const Place place(g, R, first_image);
   const int64_t image = place.n - first_image;
   Taps<acc_t, K, R, X> taps;
-  correlate<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, query);
+  correlate<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, query, scores_by_vectors);
   for_each_position<R, X>(place, [&](int p, int64_t y, int64_t x) {
     acc_t* kept = &weights.at(image, 0, y, x);
 #pragma unroll
@@ -121,7 +123,8 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
   });
   // For the gradient of the value alone the weights are enough, and normalize_backward leaves zeros zeros.
   const bool needs_scores = grad_query.data != nullptr || grad_scores.data != nullptr;
-  correlate<acc_t, K, R, X>(value, g, place, 0, needs_scores ? value.channels : 0, shared, taps, grad_output);
+  correlate<acc_t, K, R, X>(value, g, place, 0, needs_scores ? value.channels : 0, shared, taps, grad_output,
+                            grads_by_vectors);
   for_each_position<R, X>(place, [&](int p, int64_t y, int64_t x) {
     acc_t scores[K * K], *kept = &weights.at(image, 0, y, x);
 #pragma unroll
@@ -136,7 +139,8 @@ __global__ void affiliation_backward_kernel(View<const scalar_t> grad_output,  /
 #pragma unroll
     for (int t = 0; t < K * K; ++t, kept += grad_scores.c) *kept = taps.data[p][t];
   });
-  if (grad_query.data != nullptr) assemble<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, grad_query);
+  if (grad_query.data != nullptr)
+    assemble<acc_t, K, R, X>(key, g, place, 0, key.channels, shared, taps, grad_query, mixes_by_vectors);
 }
 
 // The taps of a team's position: those of neighbours lie side by side.
@@ -208,18 +212,25 @@ struct AffiliationForward {
   template <int K>
   void run() const {
     const CellAxis columns(query.width, key.width, K / 2, border);
-    with_columns<K, acc_t>(columns, has_packs<2>(query) && has_packs<2>(output), *this);
+    const bool pairs =
+        has_pairs<acc_t, K>(query, scores_by_vectors()) && has_pairs<acc_t, K>(output, mixes_by_vectors());
+    with_columns<K, acc_t>(columns, pairs, *this);
   }
+
+  bool scores_by_vectors() const { return can_go_by_vectors(key, query); }
+  bool mixes_by_vectors() const { return can_go_by_vectors(value, output); }
 
   template <int K, int R, int X>
   void run_with() const {
-    const Geometry g = make_geometry<acc_t, R, X>(query.height, query.width, key.height, key.width, K, border);
+    const int staged = scores_by_vectors() || mixes_by_vectors() ? kStagedByVectors<scalar_t> : 0;
+    const Geometry g = make_geometry<acc_t, R, X>(query.height, query.width, key.height, key.width, K, border, staged);
     if (g.staged_channels == 0) return run_any();
-    const int64_t block_channels = channels_of_a_block(g, query.images, value.channels);
+    const int64_t block_channels =
+        channels_of_a_block(g, query.images, value.channels, mixes_by_vectors() ? kVector<scalar_t> : 1);
     const int64_t parts = value.channels > 0 ? (value.channels + block_channels - 1) / block_channels : 1;
     SAPA_MM_LAUNCH((affiliation_forward_kernel<scalar_t, acc_t, K, R, X>), g.tiles() * query.images * parts,
-                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, block_channels, output,
-                   normalizer);
+                   shared_bytes<acc_t>(g), stream, query, key, value, g, normalization, scores_by_vectors(),
+                   mixes_by_vectors(), block_channels, output, normalizer);
   }
 
   void run_any() const {
@@ -249,18 +260,26 @@ struct AffiliationBackward {
   template <int K>
   void run() const {
     const CellAxis columns(query.width, key.width, K / 2, border);
-    const bool pairs = has_packs<2>(query) && has_packs<2>(grad_output);
-    with_columns<K, acc_t>(columns, pairs && (grad_query.data == nullptr || has_packs<2>(grad_query)), *this);
+    const bool pairs =
+        has_pairs<acc_t, K>(query, scores_by_vectors()) && has_pairs<acc_t, K>(grad_output, grads_by_vectors());
+    const bool no_grad_query = grad_query.data == nullptr;
+    with_columns<K, acc_t>(columns, pairs && (no_grad_query || has_pairs<acc_t, K>(grad_query, mixes_by_vectors())),
+                           *this);
   }
+
+  bool scores_by_vectors() const { return can_go_by_vectors(key, query); }
+  bool grads_by_vectors() const { return can_go_by_vectors(value, grad_output); }
+  bool mixes_by_vectors() const { return can_go_by_vectors(key, grad_query); }
 
   template <int K, int R, int X>
   void run_with() const {
-    const Geometry g = make_geometry<acc_t, R, X>(query.height, query.width, key.height, key.width, K, border);
+    const int staged = scores_by_vectors() || grads_by_vectors() || mixes_by_vectors() ? kStagedByVectors<scalar_t> : 0;
+    const Geometry g = make_geometry<acc_t, R, X>(query.height, query.width, key.height, key.width, K, border, staged);
     if (g.staged_channels == 0) return run_any();
     for_images([&](int64_t first, const View<acc_t>& w, const View<acc_t>& s) {
       SAPA_MM_LAUNCH((affiliation_backward_kernel<scalar_t, acc_t, K, R, X>), g.tiles() * w.images,
                      shared_bytes<acc_t>(g), stream, grad_output, query, key, value, normalizer, g, normalization,
-                     first, grad_query, w, s);
+                     scores_by_vectors(), grads_by_vectors(), mixes_by_vectors(), first, grad_query, w, s);
     });
   }
 

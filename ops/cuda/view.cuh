@@ -48,11 +48,30 @@ __device__ Pack<scalar_t, kCount> pack_at(const scalar_t* x) {
   return *reinterpret_cast<const Pack<scalar_t, kCount>*>(x);
 }
 
+template <int kCount, typename scalar_t>
+__device__ void put_pack(scalar_t* x, const Pack<scalar_t, kCount>& pack) {
+  *reinterpret_cast<Pack<scalar_t, kCount>*>(x) = pack;
+}
+
 // Whether every row of a map consists of such packs.
 template <int kCount, typename scalar_t>
 bool has_packs(const View<scalar_t>& map) {
   const bool whole = map.width % kCount == 0 && map.n % kCount == 0 && map.c % kCount == 0 && map.y % kCount == 0;
   return whole && map.x == 1 && reinterpret_cast<uintptr_t>(map.data) % (kCount * sizeof(scalar_t)) == 0;
+}
+
+// Channels of a position that lie side by side in channels_last, and are read and written at once: 16 bytes. As many of
+// these as kSectorVectors make a sector, the least that memory gives.
+template <typename scalar_t>
+constexpr int kVector = 16 / sizeof(scalar_t);
+constexpr int kSectorVectors = 2;
+
+// Whether every position of a map consists of such vectors.
+template <typename scalar_t>
+bool has_vectors(const View<scalar_t>& map) {
+  constexpr int kCount = kVector<scalar_t>;
+  const bool whole = map.channels % kCount == 0 && map.n % kCount == 0 && map.y % kCount == 0 && map.x % kCount == 0;
+  return whole && map.c == 1 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
 }
 
 }  // namespace sapa_mm

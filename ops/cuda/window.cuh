@@ -4,7 +4,8 @@
 // A block owns a tile of output positions of one image. A thread owns a few positions that share a cell and so a
 // window, with their K*K scores or weights in registers: a value of the window is read once for all of them. The
 // low-resolution map passes through shared memory: the halo that the windows of the tile cover, a few channels at a
-// time.
+// time. Where both maps of a loop are channels_last it takes four channels at once, and memory is touched in vectors of
+// channels.
 //
 // Kernels are compiled for the windows that are used, K = 1, 3, 5 and 7, with all loops over taps unrolled. Other
 // windows, and outputs so much narrower than the map that the halo is too large, are for any_window.cuh.
@@ -32,6 +33,7 @@ struct Geometry {
   int staged_channels;          // channels in shared memory at a time; 0: not even one has room
   int lanes;                    // threads that fill one channel; the others of the block fill the next ones
   Border border;
+  bool has_vector_room = false;  // to stage by vectors; always with two neighbours, if a loop of the launch can
 
   SAPA_MM_HOST_DEVICE CellAxis rows() const { return {H, h, kernel_size / 2, border}; }
   SAPA_MM_HOST_DEVICE CellAxis columns() const { return {W, w, kernel_size / 2, border}; }
@@ -40,9 +42,10 @@ struct Geometry {
   int64_t tiles() const { return tiles_y() * tiles_x(); }
 };
 
-// For threads of R rows and X columns.
+// For threads of R rows and X columns, with room for `vector_channels` if there is any.
 template <typename acc_t, int R, int X>
-Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size, Border border) {
+Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_size, Border border,
+                       int vector_channels = 0) {
   Geometry g{H, W, h, w, 1, X, kernel_size, 0, 0, 0, kThreads, border};
   g.row_chunks = (g.rows().max_count() + R - 1) / R;
   int64_t cells_y = 0, cells_x = 0;
@@ -62,6 +65,8 @@ Geometry make_geometry(int64_t H, int64_t W, int64_t h, int64_t w, int kernel_si
   g.halo_height = static_cast<int>(height);
   g.halo_width = static_cast<int>(width);
   g.staged_channels = bytes > kStagedBytes ? 1 : static_cast<int>(kStagedBytes / bytes);
+  g.has_vector_room = vector_channels * bytes <= kSharedBytes;
+  if (g.has_vector_room && g.staged_channels < vector_channels) g.staged_channels = vector_channels;
   while (g.lanes > 32 && g.lanes / 2 >= height * width) g.lanes /= 2;
   return g;
 }
@@ -97,34 +102,86 @@ struct Place {
   }
 };
 
-// Calls use(window) for every channel of `map`, one after the other, where window(ky, kx) is the value there, 0
-// outside. All threads of the block take part, whether they have positions or not.
-template <int K, typename acc_t, typename scalar_t, typename Use>
+// Channels that a loop takes at once where it goes by vectors. Shared memory keeps them together in each place. 49 taps
+// leave registers for two.
+template <int K>
+constexpr int kAtOnce = K == 7 ? 2 : 4;
+
+// Which kernels have loops by vectors. One of float64 would hold two channels only, and two columns of 49 taps leave no
+// registers to the backward.
+template <typename acc_t, int K, int X>
+constexpr bool kHasVectors = sizeof(acc_t) == sizeof(float) && K > 1 && (K < 7 || X == 1);
+
+// Channels in shared memory at a time where a loop goes by vectors: a sector of each place.
+template <typename scalar_t>
+constexpr int kStagedByVectors = kSectorVectors * kVector<scalar_t>;
+
+// Fills shared memory with `count` channels of the halo, one after the other. A thread fills one place of the halo for
+// many channels: where it is, is found once.
+template <typename acc_t, typename scalar_t>
+__device__ void stage(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t channel,
+                      int count, acc_t* shared) {
+  const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
+  const int first = thread / g.lanes, step = kThreads / g.lanes;
+  for (int i = thread % g.lanes; i < halo; i += g.lanes) {
+    const int64_t y = place.halo_y + i / g.halo_width, x = place.halo_x + i % g.halo_width;
+    const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
+    const scalar_t* from = map.data + (place.n * map.n + (channel + first) * map.c + y * map.y + x * map.x);
+#pragma unroll 4  // that many loads under way
+    for (int c = first; c < count; c += step, from += step * map.c)
+      shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);
+  }
+}
+
+// The same of channels_last, kTogether channels of a place together. Neighbouring threads fill a place with
+// neighbouring vectors.
+template <int kTogether, typename acc_t, typename scalar_t>
+__device__ void stage_vectors(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t channel,
+                              int count, Pack<acc_t, kTogether>* shared) {
+  constexpr int kCount = kVector<scalar_t>;
+  const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
+  const int first = thread % kSectorVectors * kCount;
+  if (first >= count) return;
+  for (int i = thread / kSectorVectors; i < halo; i += kThreads / kSectorVectors) {
+    const int64_t y = place.halo_y + i / g.halo_width, x = place.halo_x + i % g.halo_width;
+    Pack<scalar_t, kCount> there = {};
+    if (y >= 0 && y < g.h && x >= 0 && x < g.w) there = pack_at<kCount>(&map.at(place.n, channel + first, y, x));
+#pragma unroll
+    for (int c = 0; c < kCount; c += kTogether) {
+      Pack<acc_t, kTogether> values;
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) values.data[k] = static_cast<acc_t>(there.data[c + k]);
+      shared[(first + c) / kTogether * halo + i] = values;
+    }
+  }
+}
+
+// Calls use(c, window) for every kCount channels of `map`, one after the other, where window(ky, kx) holds the values
+// there, 0 outside; c counts from 0 in what is in shared memory at a time. All threads of the block take part, whether
+// they have positions or not.
+template <int K, int kCount, typename acc_t, typename scalar_t, typename Use>
 __device__ void for_each_channel(const View<const scalar_t>& map, const Geometry& g, const Place& place,
                                  int64_t first_channel, int64_t channels, acc_t* shared, const Use& use) {
   constexpr int radius = K / 2;
-  const int halo = g.halo_height * g.halo_width, thread = threadIdx.x;
-  const int first = thread / g.lanes, step = kThreads / g.lanes;
+  using Values = Pack<acc_t, kCount>;
+  Values* const staged = reinterpret_cast<Values*>(shared);
+  const int at_a_time = kCount == 1 ? g.staged_channels : kStagedByVectors<scalar_t>;
+  const int halo = g.halo_height * g.halo_width;
   const int corner = static_cast<int>(place.cell_y - radius - place.halo_y) * g.halo_width +
                      static_cast<int>(place.cell_x - radius - place.halo_x);
-  for (int64_t c0 = 0; c0 < channels; c0 += g.staged_channels) {
-    const int count = channels - c0 < g.staged_channels ? static_cast<int>(channels - c0) : g.staged_channels;
+  for (int64_t c0 = 0; c0 < channels; c0 += at_a_time) {
+    const int count = channels - c0 < at_a_time ? static_cast<int>(channels - c0) : at_a_time;
     __syncthreads();  // all have used the channels before
-    // A thread fills one place of the halo for many channels: where it is, is found once.
-    for (int i = thread % g.lanes; i < halo; i += g.lanes) {
-      const int64_t y = place.halo_y + i / g.halo_width, x = place.halo_x + i % g.halo_width;
-      const bool inside = y >= 0 && y < g.h && x >= 0 && x < g.w;
-      const scalar_t* from =
-          map.data + (place.n * map.n + (first_channel + c0 + first) * map.c + y * map.y + x * map.x);
-#pragma unroll 4  // that many loads under way
-      for (int c = first; c < count; c += step, from += step * map.c)
-        shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);
-    }
+    if constexpr (kCount == 1)
+      stage(map, g, place, first_channel + c0, count, shared);
+    else
+      stage_vectors<kCount>(map, g, place, first_channel + c0, count, staged);
     __syncthreads();
     if (place.rows == 0) continue;
-    for (int c = 0; c < count; ++c) {
-      const acc_t* window = shared + c * halo + corner;
-      use([&](int ky, int kx) -> acc_t { return window[ky * g.halo_width + kx]; });
+#pragma unroll 1  // the taps are unrolled
+    for (int c = 0; c < count / kCount; ++c) {
+      const Values* window = staged + c * halo + corner;
+      use(c, [&](int ky, int kx) -> Values { return window[ky * g.halo_width + kx]; });
     }
   }
 }
@@ -149,60 +206,120 @@ __device__ scalar_t* pointer_to(const View<scalar_t>& map, const Place& place, i
   return map.data + (place.n * map.n + channel * map.c + place.y * map.y + place.x * map.x);
 }
 
-// to[p][t] = sum over channels of source(channel, p) * map(channel, t)
+// to[p][t] += sum over the channels at hand of q[p] * window(t)
+template <typename acc_t, int K, int R, int X, int kCount, typename Window>
+__device__ void add_products(const acc_t (&q)[R * X][kCount], const Window& window, Taps<acc_t, K, R, X>& to) {
+#pragma unroll
+  for (int t = 0; t < K * K; ++t) {
+    const Pack<acc_t, kCount> there = window(t / K, t % K);
+#pragma unroll
+    for (int c = 0; c < kCount; ++c)
+#pragma unroll
+      for (int p = 0; p < R * X; ++p) to.data[p][t] += q[p][c] * there.data[c];
+  }
+}
+
+// sum[p] += sum over t of weights[p][t] * window(t), for the channels at hand
+template <typename acc_t, int K, int R, int X, int kCount, typename Window>
+__device__ void add_mix(const Taps<acc_t, K, R, X>& weights, const Window& window, acc_t (&sum)[R * X][kCount]) {
+#pragma unroll
+  for (int t = 0; t < K * K; ++t) {
+    const Pack<acc_t, kCount> there = window(t / K, t % K);
+#pragma unroll
+    for (int c = 0; c < kCount; ++c)
+#pragma unroll
+      for (int p = 0; p < R * X; ++p) sum[p][c] += weights.data[p][t] * there.data[c];
+  }
+}
+
+// Moves the later channels of a vector to the front, by kTogether.
+template <int kTogether, typename scalar_t>
+__device__ void move_up(Pack<scalar_t, kVector<scalar_t>>& vector) {
+#pragma unroll
+  for (int c = kTogether; c < kVector<scalar_t>; ++c) vector.data[c - kTogether] = vector.data[c];
+}
+
+// to[p][t] = sum over channels of source(channel, p) * map(channel, t), by vectors if both maps have them
 template <typename acc_t, int K, int R, int X, typename scalar_t>
 __device__ void correlate(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
-                          int64_t channels, acc_t* shared, Taps<acc_t, K, R, X>& to,
-                          const View<const scalar_t>& source) {
+                          int64_t channels, acc_t* shared, Taps<acc_t, K, R, X>& to, const View<const scalar_t>& source,
+                          bool by_vectors) {
 #pragma unroll
   for (int p = 0; p < R * X; ++p)
 #pragma unroll
     for (int t = 0; t < K * K; ++t) to.data[p][t] = acc_t(0);
   const scalar_t* from = pointer_to(source, place, first_channel);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
-    acc_t q[R][X] = {};
+  if constexpr (kHasVectors<acc_t, K, X>)
+    if (by_vectors && g.has_vector_room) {
+      constexpr int kCount = kVector<scalar_t>, kTogether = kAtOnce<K>;
+      Pack<scalar_t, kCount> vectors[R * X] = {};
+      for_each_channel<K, kTogether>(map, g, place, first_channel, channels, shared, [&](int part, const auto& window) {
+        acc_t q[R * X][kTogether] = {};
+#pragma unroll
+        for (int p = 0; p < R * X; ++p)
+          if (p / X < place.rows) {
+            if (part % (kCount / kTogether) == 0)
+              vectors[p] = pack_at<kCount>(from + (p / X * source.y + p % X * source.x));
+            else
+              move_up<kTogether>(vectors[p]);
+#pragma unroll
+            for (int c = 0; c < kTogether; ++c) q[p][c] = static_cast<acc_t>(vectors[p].data[c]);
+          }
+        from += kTogether;
+        add_products(q, window, to);
+      });
+      return;
+    }
+  for_each_channel<K, 1>(map, g, place, first_channel, channels, shared, [&](int, const auto& window) {
+    acc_t q[R * X][1] = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
       if (r < place.rows) {
         const Pack<scalar_t, X> neighbours = pack_at<X>(from + r * source.y);
 #pragma unroll
-        for (int x = 0; x < X; ++x) q[r][x] = static_cast<acc_t>(neighbours.data[x]);
+        for (int x = 0; x < X; ++x) q[r * X + x][0] = static_cast<acc_t>(neighbours.data[x]);
       }
     from += source.c;
-#pragma unroll
-    for (int ky = 0; ky < K; ++ky)
-#pragma unroll
-      for (int kx = 0; kx < K; ++kx) {
-        const acc_t there = window(ky, kx);
-#pragma unroll
-        for (int p = 0; p < R * X; ++p) to.data[p][ky * K + kx] += q[p / X][p % X] * there;
-      }
+    add_products(q, window, to);
   });
 }
 
-// target(channel, p) = sum over t of weights[p][t] * map(channel, t)
+// target(channel, p) = sum over t of weights[p][t] * map(channel, t), by vectors if both maps have them
 template <typename acc_t, int K, int R, int X, typename scalar_t>
 __device__ void assemble(const View<const scalar_t>& map, const Geometry& g, const Place& place, int64_t first_channel,
                          int64_t channels, acc_t* shared, const Taps<acc_t, K, R, X>& weights,
-                         const View<scalar_t>& target) {
+                         const View<scalar_t>& target, bool by_vectors) {
   scalar_t* to = pointer_to(target, place, first_channel);
-  for_each_channel<K, acc_t>(map, g, place, first_channel, channels, shared, [&](const auto& window) {
-    acc_t sum[R][X] = {};
+  if constexpr (kHasVectors<acc_t, K, X>)
+    if (by_vectors && g.has_vector_room) {
+      constexpr int kCount = kVector<scalar_t>, kTogether = kAtOnce<K>, kLast = kCount - kTogether;
+      Pack<scalar_t, kCount> vectors[R * X] = {};
+      for_each_channel<K, kTogether>(map, g, place, first_channel, channels, shared, [&](int part, const auto& window) {
+        acc_t sum[R * X][kTogether] = {};
+        add_mix(weights, window, sum);
 #pragma unroll
-    for (int ky = 0; ky < K; ++ky)
+        for (int p = 0; p < R * X; ++p)
+          if (p / X < place.rows) {
+            move_up<kTogether>(vectors[p]);
 #pragma unroll
-      for (int kx = 0; kx < K; ++kx) {
-        const acc_t there = window(ky, kx);
-#pragma unroll
-        for (int p = 0; p < R * X; ++p) sum[p / X][p % X] += weights.data[p][ky * K + kx] * there;
-      }
+            for (int c = 0; c < kTogether; ++c) vectors[p].data[kLast + c] = static_cast<scalar_t>(sum[p][c]);
+            if ((part + 1) % (kCount / kTogether) == 0)
+              put_pack(to + (p / X * target.y + p % X * target.x) - kLast, vectors[p]);
+          }
+        to += kTogether;
+      });
+      return;
+    }
+  for_each_channel<K, 1>(map, g, place, first_channel, channels, shared, [&](int, const auto& window) {
+    acc_t sum[R * X][1] = {};
+    add_mix(weights, window, sum);
 #pragma unroll
     for (int r = 0; r < R; ++r)
       if (r < place.rows) {
         Pack<scalar_t, X> neighbours;
 #pragma unroll
-        for (int x = 0; x < X; ++x) neighbours.data[x] = static_cast<scalar_t>(sum[r][x]);
-        *reinterpret_cast<Pack<scalar_t, X>*>(to + r * target.y) = neighbours;
+        for (int x = 0; x < X; ++x) neighbours.data[x] = static_cast<scalar_t>(sum[r * X + x][0]);
+        put_pack(to + r * target.y, neighbours);
       }
     to += target.c;
   });
@@ -232,8 +349,21 @@ constexpr int rows_of_a_thread(int neighbours) {
   return K == 7 ? 1 : K == 5 ? 2 : 4;
 }
 
-// Calls launch.run_with<K, rows, columns>(): two columns where a pair of neighbours shares its cell, the maps of the
-// high resolution consist of `pairs` and the registers are not taken by float64.
+// Whether loops over a low-resolution map and one of the high resolution, for each of some groups of channels, can go
+// by vectors.
+template <typename low_t, typename high_t>
+bool can_go_by_vectors(const View<low_t>& low, const View<high_t>& high, int64_t groups = 1) {
+  return has_vectors(low) && has_vectors(high) && low.channels / groups % kVector<low_t> == 0;
+}
+
+// Whether a thread can read or write two columns of a map of the high resolution.
+template <typename acc_t, int K, typename scalar_t>
+bool has_pairs(const View<scalar_t>& map, bool by_vectors) {
+  return has_packs<2>(map) || (kHasVectors<acc_t, K, 2> && by_vectors);
+}
+
+// Calls launch.run_with<K, rows, columns>(): two columns where a pair of neighbours shares its cell, all maps of the
+// high resolution have `pairs` and the registers are not taken by float64.
 template <int K, typename acc_t, typename Launch>
 void with_columns(const CellAxis& columns, bool pairs, const Launch& launch) {
   if constexpr (K > 1 && sizeof(acc_t) == 4)
@@ -241,12 +371,13 @@ void with_columns(const CellAxis& columns, bool pairs, const Launch& launch) {
   launch.template run_with<K, rows_of_a_thread<K>(1), 1>();
 }
 
-// Channels of the value, or of a group of it, that a block of such a launch mixes.
-inline int64_t channels_of_a_block(const Geometry& g, int64_t images, int64_t channels) {
+// Channels of the value, or of a group of it, that a block of such a launch mixes: whole packs of `unit`.
+inline int64_t channels_of_a_block(const Geometry& g, int64_t images, int64_t channels, int64_t unit) {
   const int64_t blocks = g.tiles() * images, most = (channels + kLeastChannels - 1) / kLeastChannels;
   if (blocks == 0 || most <= 1) return channels;
   const int64_t wanted = (kEnoughBlocks + blocks - 1) / blocks, parts = wanted < most ? wanted : most;
-  return (channels + parts - 1) / parts;
+  const int64_t units = (channels + parts * unit - 1) / (parts * unit);
+  return units * unit;
 }
 
 template <typename acc_t>

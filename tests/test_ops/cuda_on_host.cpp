@@ -55,9 +55,9 @@ void affiliation_backward(const Sizes& s, const int64_t* strides, int64_t normal
                                     s.kernel_size,
                                     static_cast<Normalization>(normalization),
                                     static_cast<Border>(s.border),
-                                    contiguous(grad_query, s.N, s.D, s.H, s.W),
-                                    contiguous(grad_key, s.N, s.D, s.h, s.w),
-                                    contiguous(grad_value, s.N, s.C, s.h, s.w),
+                                    view(grad_query, s.N, s.D, s.H, s.W, strides),
+                                    view(grad_key, s.N, s.D, s.h, s.w, strides + 4),
+                                    view(grad_value, s.N, s.C, s.h, s.w, strides + 8),
                                     contiguous(weights.data(), images, taps, s.H, s.W),
                                     contiguous(grad_key ? grad_scores.data() : nullptr, images, taps, s.H, s.W),
                                     images,
@@ -85,8 +85,8 @@ void assembly_backward(const Sizes& s, const int64_t* strides, const T* feature,
                                  s.kernel_size,
                                  s.groups,
                                  static_cast<Border>(s.border),
-                                 contiguous(grad_feature, s.N, s.C, s.h, s.w),
-                                 contiguous(grad_weights, s.N, channels, s.H, s.W),
+                                 view(grad_feature, s.N, s.C, s.h, s.w, strides),
+                                 view(grad_weights, s.N, channels, s.H, s.W, strides + 4),
                                  {}}();
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel of ops/cuda once, as a program for ThreadSanitizer; test_cuda_on_host.py looks at the results. The first
-// argument, if there is one, says what to leave out (cuda_on_host.h). Maps are contiguous; several blocks each, and
-// more channels than a block stages at a time.
+// argument, if there is one, says what to leave out (cuda_on_host.h). Several blocks each, and more channels than a
+// block stages at a time.
 #define SAPA_MM_ONLY_FLOAT
 #include "cuda_on_host.cpp"
 
@@ -24,18 +24,22 @@ std::vector<float> low(int64_t channels) {
   return numbers(channels, kLow);
 }
 
-std::vector<int64_t> strides(std::initializer_list<std::pair<int64_t, int64_t>> channels_and_widths) {
+std::vector<int64_t> strides(std::initializer_list<std::pair<int64_t, int64_t>> channels_and_widths,
+                             bool channels_last = false) {
   std::vector<int64_t> result;
   for (const auto& [channels, width] : channels_and_widths) {
     const int64_t positions = width == kWidth ? kHigh : kLow;
-    for (const int64_t stride : {channels * positions, positions, width, int64_t{1}}) result.push_back(stride);
+    const int64_t planes[] = {channels * positions, positions, width, 1};
+    const int64_t vectors[] = {channels * positions, 1, channels * width, channels};
+    result.insert(result.end(), channels_last ? vectors : planes, (channels_last ? vectors : planes) + 4);
   }
   return result;
 }
 
-void affiliation_and_back(int64_t kernel_size) {
+void affiliation_and_back(int64_t kernel_size, bool channels_last) {
   const Sizes sizes{kImages, kChannels, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, 1, 0};
-  const auto s = strides({{kChannels, kWidth}, {kChannels, kLowWidth}, {kChannels, kLowWidth}, {kChannels, kWidth}});
+  const auto s = strides({{kChannels, kWidth}, {kChannels, kLowWidth}, {kChannels, kLowWidth}, {kChannels, kWidth}},
+                         channels_last);
   const auto query = high(kChannels), key = low(kChannels), value = low(kChannels), grad = high(kChannels);
   auto output = high(kChannels), normalizer = high(1), grad_query = query, grad_key = key, grad_value = value;
   affiliation_float(&sizes, s.data(), 0, query.data(), key.data(), value.data(), output.data(), normalizer.data());
@@ -43,10 +47,10 @@ void affiliation_and_back(int64_t kernel_size) {
                              normalizer.data(), grad_query.data(), grad_key.data(), grad_value.data());
 }
 
-void assembly_and_back(int64_t kernel_size, int64_t groups) {
+void assembly_and_back(int64_t kernel_size, int64_t groups, bool channels_last) {
   const int64_t taps = groups * kernel_size * kernel_size;
   const Sizes sizes{kImages, 0, kChannels, kHeight, kWidth, kLowHeight, kLowWidth, kernel_size, groups, 0};
-  const auto s = strides({{kChannels, kLowWidth}, {taps, kWidth}, {kChannels, kWidth}});
+  const auto s = strides({{kChannels, kLowWidth}, {taps, kWidth}, {kChannels, kWidth}}, channels_last);
   const auto feature = low(kChannels), kernels = high(taps), grad = high(kChannels);
   auto output = grad, grad_feature = feature, grad_kernels = kernels;
   assembly_float(&sizes, s.data(), feature.data(), kernels.data(), output.data());
@@ -71,8 +75,10 @@ void sampling_and_back() {
 
 int main(int count, char** arguments) {
   if (count > 1) cuda_on_host::left_out = arguments[1];
-  affiliation_and_back(3);
-  affiliation_and_back(9);
-  assembly_and_back(3, 2);
+  for (const bool channels_last : {false, true}) {
+    affiliation_and_back(3, channels_last);
+    assembly_and_back(3, 2, channels_last);
+  }
+  affiliation_and_back(9, false);
   sampling_and_back();
 }

@@ -103,7 +103,7 @@ MUTANTS = [
     Mutant('CUDA border clamped', 'ops/cuda/*.cuh',
            'shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : acc_t(0);',
            'shared[c * halo + i] = inside ? static_cast<acc_t>(*from) : static_cast<acc_t>(map.at(place.n, '
-           'first_channel + c0 + c, y < 0 ? 0 : y < g.h ? y : g.h - 1, x < 0 ? 0 : x < g.w ? x : g.w - 1));',
+           'channel + c, y < 0 ? 0 : y < g.h ? y : g.h - 1, x < 0 ? 0 : x < g.w ? x : g.w - 1));',
            f'{ON_HOST} -k "test_affiliation and x2"'),
     Mutant('CUDA window off by one', 'ops/cuda/*.cuh',
            'halo_x = g.columns().cell_of(x0) -', 'halo_x = g.columns().cell_of(x0) + 1 -',
@@ -138,6 +138,11 @@ MUTANTS = [
     Mutant('CUDA taps of any window transposed', 'ops/cuda/*.cuh',
            'use(ky * g.kernel_size + kx, inside', 'use(kx * g.kernel_size + ky, inside',
            f'{ON_HOST} -k "test_assembly and 9-1"'),
+    Mutant('CUDA vectors of a place staged over one another', 'ops/cuda/*.cuh',
+           'shared[(first + c) / kTogether * halo + i] = values;', 'shared[c / kTogether * halo + i] = values;',
+           f'{ON_HOST} -k "affiliation_of_channels_last and x2"'),
+    Mutant('CUDA channels of neighbours overlap in spread', 'ops/cuda/*.cuh',
+           'step = static_cast<int>(blocks);', 'step = 1;', f'{ON_HOST} -k "assembly_of_channels_last and odd"'),
     Mutant('CUDA barrier dropped before staging', 'ops/cuda/*.cuh',
            '__syncthreads();  // all have used the channels before', '', f'{ON_HOST} -k no_races'),
     # ---- C++ on the CPU
