@@ -11,9 +11,13 @@
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry=0
-if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
+case "${1:-}" in
+  --dry-run) dry=1; shift ;;
+  -h | --help) sed -n '3,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+esac
 out=${1:-${OUT:-gpu_check}}
-mkdir -p "$out" && out=$(cd "$out" && pwd)
+case "$out" in -*) echo "gpu_check: the options are --dry-run and --help, got $out" >&2; exit 2 ;; esac
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
 python=${PYTHON:-python3}
 total=${SAPA_MM_GPU_SECONDS:-540}
 work=$(mktemp -d)

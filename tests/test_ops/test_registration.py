@@ -4,6 +4,7 @@
 import itertools
 
 import pytest
+import run_cases
 import torch
 from cases import CASES, LAYOUTS, inputs_of
 from helpers import DEVICES, needs_native, random_maps
@@ -148,3 +149,9 @@ def test_saved_outputs_have_no_gradient(name):
     output, *saved = operator(name)(*inputs_of(name), *CASES[name][1])
     assert output.requires_grad and not any(x.requires_grad for x in saved)
     assert len(saved) == CASES[name][2]
+
+
+def test_cases_of_the_sanitizers_run(capsys):
+    """compute-sanitizer runs them on a GPU alone."""
+    run_cases.main('cpu')
+    assert 'cases on cpu' in capsys.readouterr().out
