@@ -36,11 +36,14 @@ class BoundaryCocoMetric(CocoMetric):
 
     Raises:
         ValueError: If ``dilation_ratio`` is not positive or ``width`` no positive integer.
+        TypeError: If ``metric`` is given.
 
     Source: https://arxiv.org/abs/2103.16562
     """
 
     def __init__(self, dilation_ratio: float = 0.02, width: int | None = None, **kwargs) -> None:
+        if 'metric' in kwargs:
+            raise TypeError(f"metric is always 'segm' and cannot be given, got {kwargs['metric']!r}")
         super().__init__(metric='segm', **kwargs)
         if not dilation_ratio > 0:
             raise ValueError(f'dilation_ratio must be positive, got {dilation_ratio}')

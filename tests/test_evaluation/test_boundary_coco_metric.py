@@ -54,6 +54,11 @@ def evaluate(tmp_path):
     return evaluate
 
 
+def test_metric_is_not_chosen():
+    with pytest.raises(TypeError, match="metric is always 'segm' and cannot be given, got 'bbox'"):
+        BoundaryCocoMetric(metric='bbox')
+
+
 def test_region_by_definition():
     mask = (np.random.default_rng(0).random((23, 17)) < 0.9).astype(np.uint8)
     for radius in (1, 2, 5):
