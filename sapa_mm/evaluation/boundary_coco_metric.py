@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boundary AP: mmdet's CocoMetric for masks whose outlines are compared too."""
 
-import math
-
-import cv2
 import numpy as np
 from mmdet.datasets.api_wrappers import COCOeval
 from mmdet.evaluation import CocoMetric
@@ -11,6 +8,7 @@ from mmdet.evaluation.metrics import coco_metric
 from pycocotools import mask as rle
 
 from ..registry import METRICS
+from .boundary_iou import at_boundary, boundary_radius, check_width
 
 
 @METRICS.register_module()
@@ -45,10 +43,7 @@ class BoundaryCocoMetric(CocoMetric):
         if 'metric' in kwargs:
             raise TypeError(f"metric is always 'segm' and cannot be given, got {kwargs['metric']!r}")
         super().__init__(metric='segm', **kwargs)
-        if not dilation_ratio > 0:
-            raise ValueError(f'dilation_ratio must be positive, got {dilation_ratio}')
-        if width is not None and (not isinstance(width, int) or width < 1):
-            raise ValueError(f'width must be a positive integer or None, got {width!r}')
+        check_width(dilation_ratio, width)
         self.dilation_ratio = dilation_ratio
         self.width = width
 
@@ -92,12 +87,10 @@ class BoundaryCOCOeval(COCOeval):
         return np.where(crowd, ious, np.minimum(ious, at_boundaries))
 
     def _region(self, mask):
-        radius = self.width or max(1, round(self.dilation_ratio * math.hypot(*mask['size'])))
+        radius = boundary_radius(mask['size'], self.dilation_ratio, self.width)
         return rle.encode(np.asfortranarray(boundary_region(rle.decode(mask), radius)))
 
 
 def boundary_region(mask: np.ndarray, radius: int) -> np.ndarray:
     """Pixels of a mask, ``(H, W)`` of 0 and 1, that have an outside within ``radius`` rows and columns."""
-    padded = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_CONSTANT, value=0)
-    inside = cv2.erode(padded, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
-    return mask & ~inside[radius : radius + mask.shape[0], radius : radius + mask.shape[1]]
+    return mask & at_boundary(mask, radius, outside=0)

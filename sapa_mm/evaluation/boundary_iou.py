@@ -57,10 +57,7 @@ class BoundaryIoU(BaseMetric):
         per_class: bool = False,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if not dilation_ratio > 0:
-            raise ValueError(f'dilation_ratio must be positive, got {dilation_ratio}')
-        if width is not None and (not isinstance(width, int) or width < 1):
-            raise ValueError(f'width must be a positive integer or None, got {width!r}')
+        check_width(dilation_ratio, width)
         self.dilation_ratio = dilation_ratio
         self.ignore_index = ignore_index
         self.width = width
@@ -102,6 +99,19 @@ class BoundaryIoU(BaseMetric):
         return metrics
 
 
+def check_width(dilation_ratio: float, width: int | None) -> None:
+    """Of boundary regions, see :class:`BoundaryIoU`."""
+    if not dilation_ratio > 0:
+        raise ValueError(f'dilation_ratio must be positive, got {dilation_ratio}')
+    if width is not None and (not isinstance(width, int) or width < 1):
+        raise ValueError(f'width must be a positive integer or None, got {width!r}')
+
+
+def boundary_radius(size: tuple[int, int], dilation_ratio: float, width: int | None) -> int:
+    """Width of the boundary regions of a map in pixels."""
+    return width or max(1, round(dilation_ratio * math.hypot(*size)))
+
+
 def boundary_counts(
     pred: np.ndarray,
     truth: np.ndarray,
@@ -133,11 +143,11 @@ def boundary_counts(
         wrong = scored & ((labels < 0) | (labels >= num_classes))
         if wrong.any():
             raise ValueError(f'labels must be in [0, {num_classes}), the {name} has {labels[wrong][0]}')
-    radius = width or max(1, round(dilation_ratio * math.hypot(*pred.shape)))
+    radius = boundary_radius(pred.shape, dilation_ratio, width)
     # What belongs to no class has the label `num_classes`. cv2 has no int64, and is fastest with a byte per pixel.
     dtype = np.uint8 if num_classes <= 255 else np.uint16
     pred, truth = (np.where(scored, labels, num_classes).astype(dtype) for labels in (pred, truth))
-    pred_at, truth_at = (_boundary(labels, radius, num_classes) & scored for labels in (pred, truth))
+    pred_at, truth_at = (at_boundary(labels, radius, num_classes) & scored for labels in (pred, truth))
 
     def per_class(labels, where):
         return np.bincount(labels[where], minlength=num_classes)
@@ -146,7 +156,7 @@ def boundary_counts(
     return intersection, per_class(pred, pred_at) + per_class(truth, truth_at) - intersection
 
 
-def _boundary(labels: np.ndarray, radius: int, outside: int) -> np.ndarray:
+def at_boundary(labels: np.ndarray, radius: int, outside: int) -> np.ndarray:
     """Where the ``2 * radius + 1`` square around a pixel holds another label or reaches beyond the map."""
     # a pixel is inside its class exactly if the least and the greatest label of its square are the same
     labels = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
