@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..ops import deformable_assembly
 from ..ops.borders import extend
 from ..ops.maps import cell_of
+from ..ops.sizes import is_compiling
 from ..registry import MODELS
 from .base import BaseUpsampler, require_positive_int
 from .sampling import full_precision
@@ -241,7 +242,7 @@ class DifferenceScores(nn.Module):
     def forward(self, key: Tensor, query: Tensor) -> Tensor:
         key, query = self.norm(key), self.norm(query)
         border = self.weight.shape[2] // 2 * self.dilation
-        around = F.conv2d(extend(key, border, 'replicate'), self.weight, dilation=self.dilation, groups=self.groups)
+        around = F.conv2d(continued(key, border), self.weight, dilation=self.dilation, groups=self.groups)
         # The query is the same for all neighbours, so their weights are added first.
         middle = F.conv2d(query, self.weight.sum((2, 3), keepdim=True), groups=self.groups)
         return self.channel_compressor(around - middle + self.bias)
@@ -266,7 +267,12 @@ def gaussian(x: Tensor) -> Tensor:
     side = x.new_tensor([exp(-0.5), 1, exp(-0.5)])
     side = side / side.sum()
     kernel = torch.outer(side, side).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(extend(x, 1, 'replicate'), kernel, groups=x.shape[1])
+    return F.conv2d(continued(x, 1), kernel, groups=x.shape[1])
+
+
+def continued(x: Tensor, radius: int) -> Tensor:
+    """Repeat the border. ``F.pad`` is the faster, but torch foretells wrong strides of its backward to compilers."""
+    return extend(x, radius, 'replicate') if is_compiling() else F.pad(x, (radius,) * 4, mode='replicate')
 
 
 def guided_filter(guide: Tensor, x: Tensor, radius: int, eps: float, stride: int) -> Tensor:
