@@ -81,7 +81,8 @@ def tile_of_positions(
 ):  # fmt: skip
     """Of this program: its image, a corner, offsets from there and what is inside the map, for positions and for cells.
 
-    The cells are the union of the windows; last, the cell of each position, counted from their corner, and where in it.
+    The cells are the union of the windows. Then the cell of each position, counted from their corner, and where in it
+    the position lies; last, which cells are within each window.
     """
     tiles_x = tl.cdiv(W, COLUMNS)
     tile = tl.program_id(0)
@@ -99,7 +100,9 @@ def tile_of_positions(
     cell_y, cell_x = cell_y0 + cell_dy, cell_x0 + cell_dx
     cell_inside = (cell_y >= 0) & (cell_y < h) & (cell_x >= 0) & (cell_x < w)
     row, column = row - cell_y0, column - cell_x0
-    return n, y0, x0, dy, dx, inside, cell_y0, cell_x0, cell_dy, cell_dx, cell_inside, row, column, phase
+    within = reaches(cell_dy[None, :] - row[:, None], cell_dx[None, :] - column[:, None], RADIUS)
+    cells = cell_y0, cell_x0, cell_dy, cell_dx, cell_inside
+    return (n, y0, x0, dy, dx, inside), cells, (row, column, phase), within
 
 
 @triton.jit
@@ -117,10 +120,9 @@ def forward_kernel(
     BLOCK_D: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE_C: tl.constexpr,
 ):  # fmt: skip
     # A program owns a tile of positions; the second axis of programs splits the channels of the value.
-    n, y0, x0, dy, dx, inside, cell_y0, cell_x0, cell_dy, cell_dx, cell_inside, row, column, phase = tile_of_positions(
-        H, W, h, w, RATIO_Y, RATIO_X, RADIUS, ROWS, COLUMNS, CELLS
-    )
-    within = reaches(cell_dy[None, :] - row[:, None], cell_dx[None, :] - column[:, None], RADIUS)
+    positions, cells, _, within = tile_of_positions(H, W, h, w, RATIO_Y, RATIO_X, RADIUS, ROWS, COLUMNS, CELLS)
+    n, y0, x0, dy, dx, inside = positions
+    cell_y0, cell_x0, cell_dy, cell_dx, cell_inside = cells
     scores = add_products(
         corner(query, n, y0, x0, query_n, query_y, query_x), places(dy, dx, query_y, query_x), inside, query_c,
         corner(key, n, cell_y0, cell_x0, key_n, key_y, key_x), places(cell_dy, cell_dx, key_y, key_x), cell_inside,
@@ -175,10 +177,10 @@ def query_backward_kernel(
     BLOCK_D: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE_C: tl.constexpr,
 ):  # fmt: skip
     # A program owns a tile of positions.
-    n, y0, x0, dy, dx, inside, cell_y0, cell_x0, cell_dy, cell_dx, cell_inside, row, column, phase = tile_of_positions(
-        H, W, h, w, RATIO_Y, RATIO_X, RADIUS, ROWS, COLUMNS, CELLS
-    )
-    within = reaches(cell_dy[None, :] - row[:, None], cell_dx[None, :] - column[:, None], RADIUS)
+    positions, cells, own_cells, within = tile_of_positions(H, W, h, w, RATIO_Y, RATIO_X, RADIUS, ROWS, COLUMNS, CELLS)
+    n, y0, x0, dy, dx, inside = positions
+    cell_y0, cell_x0, cell_dy, cell_dx, cell_inside = cells
+    row, column, phase = own_cells
     key_corner = corner(key, n, cell_y0, cell_x0, key_n, key_y, key_x)
     key_place = places(cell_dy, cell_dx, key_y, key_x)
     scores = add_products(
