@@ -15,3 +15,5 @@ upsamplers = {
 }
 seeds = [0, 1, 2, 3, 4]
 metrics = ['mIoU', '1px/bIoU', '2px/bIoU', '3px/bIoU', '5px/bIoU']
+# for report.html, if the checkpoints are there
+pictures = ['data/camvid/images/test/Seq05VD_f01710.jpg']
