@@ -21,7 +21,7 @@ model = dict(
         in_channels=[24, 40, 112, 320],
         channels=64,
         num_classes=11,
-        # 1 / ln(1.02 + share of the training pixels), as in ENet, with a mean of 1 over these pixels: Sky, Building, Pole,
+        # 1 / ln(1.02 + share of the training pixels), as in ENet, with a mean of 1: Sky, Building, Pole,
         # Road, Pavement, Tree, SignSymbol, Fence, Car, Pedestrian, Bicyclist
         loss_decode=dict(class_weight=[0.84, 0.64, 4.92, 0.5, 2.3, 1.3, 4.63, 4.69, 1.91, 5.55, 6.39]),
     ),

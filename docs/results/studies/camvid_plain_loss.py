@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The first design of camvid.py: no weights of the classes, lower learning rates. Given up, as no run had found a rare class.
+# The first design of camvid.py, without weights of the classes. Given up: no run had found a rare class.
 _base_ = 'camvid.py'
 seeds = [0]
 options = {
