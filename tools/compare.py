@@ -384,8 +384,8 @@ def verdict(study, results) -> str:
     if min(seeds) < ENOUGH_SEEDS:
         lines.append(f'Of an upsampler with fewer than {ENOUGH_SEEDS} seeds nothing can be concluded.')
     lines.append(
-        'Figures are of the test split: mean ± standard deviation over seeds; differences are taken by seed, '
-        "in brackets their 95 % interval by Student's t. The intervals are not corrected for their number."
+        'Figures are of the pictures the study tests on: mean ± standard deviation over seeds; differences are taken '
+        "by seed, in brackets their 95 % interval by Student's t. The intervals are not corrected for their number."
     )
     return ' '.join(lines)
 
